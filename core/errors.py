@@ -1,0 +1,92 @@
+"""Everything that can go wrong, and the OpenAI error body each of it becomes."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+
+class OrchestrationError(Exception):
+    """Base of all our errors: what happened, to what, and what to do next, in one sentence."""
+
+
+class ConfigError(OrchestrationError):
+    """The configuration cannot be used; carries every problem found, not only the first."""
+
+
+class StoreError(OrchestrationError):
+    """The durable store cannot be used."""
+
+
+class StoreLocked(StoreError):
+    """Another worker holds the store while state is in memory."""
+
+
+class JournalFull(OrchestrationError):
+    """Neither the journal nor the memory behind it can take another event."""
+
+
+class RequestRefused(OrchestrationError):
+    """A request that may not go on. Subclasses fix HTTP status, OpenAI error type and code."""
+
+    status: ClassVar[int] = 400
+    type: ClassVar[str] = "invalid_request_error"
+    code: ClassVar[str] = "invalid_request"
+
+    def __init__(
+        self, message: str, *, details: Mapping[str, Any] | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = dict(details or {})
+        self.headers = dict(headers or {})
+
+    def body(self) -> dict[str, Any]:
+        """The value of `error` in an OpenAI error body."""
+        error: dict[str, Any] = {"message": self.message, "type": self.type, "param": None, "code": self.code}
+        if self.details:
+            error["details"] = self.details
+        return error
+
+
+class BadField(RequestRefused):
+    """A field of the request has a value that is not valid."""
+
+    code = "invalid_field"
+
+
+class BodyTooLarge(RequestRefused):
+    """The body exceeds `limits.max_body_bytes`."""
+
+    status = 413
+    code = "body_too_large"
+
+
+class ModelNotAllowed(RequestRefused):
+    """The key, its team, its tier or a rule does not permit the model."""
+
+    status = 403
+    type = "permission_error"
+    code = "model_not_allowed"
+
+
+class RouteRefused(RequestRefused):
+    """The route spends money in a way that cannot be bounded while limits are configured."""
+
+    status = 403
+    type = "permission_error"
+    code = "route_refused"
+
+
+class NotRecordable(RequestRefused):
+    """Usage can be written neither to the journal nor to memory, so nothing may be spent."""
+
+    status = 503
+    type = "service_unavailable"
+    code = "usage_not_recordable"
+
+
+class NotReady(RequestRefused):
+    """The worker could not start."""
+
+    status = 503
+    type = "service_unavailable"
+    code = "not_ready"

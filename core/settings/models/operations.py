@@ -1,0 +1,191 @@
+"""How the proxy runs: store, shared state, journal, caching, resilience, limits, alerts, analytics."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from core.settings.models.section import Count, Frozen, Name, Seconds, SecretRef, Section, Text, empty
+from core.settings.urls import checked_redis_url, checked_store_url
+
+
+class OutageMode(StrEnum):
+    """What block budgets do while Redis is away."""
+
+    DENY = "deny"
+    LOCAL = "local"
+    ALLOW = "allow"
+
+
+class Store(Section):
+    """The database that keeps usage and everything else that must last."""
+
+    url: Annotated[str, AfterValidator(checked_store_url)] = Field(
+        default="sqlite+aiosqlite:///orchestration.db",
+        repr=False,
+        description="sqlite:///<file>, postgresql://..., or os.environ/NAME. PostgreSQL tables get their own schema.",
+    )
+
+
+class SharedState(Section):
+    """What instances share from second to second."""
+
+    url: Annotated[str, AfterValidator(checked_redis_url)] | None = Field(
+        default=None,
+        repr=False,
+        description="redis://, rediss:// or unix://, or os.environ/NAME; null = in memory, one worker.",
+    )
+    on_outage: OutageMode = Field(
+        default=OutageMode.DENY,
+        description="While Redis is away: deny | local (spend an allotment drawn before, then deny) | allow.",
+    )
+
+
+class Journal(Section):
+    """Where usage is written down before an answer's last byte leaves."""
+
+    dir: Text = Field(default=".orchestration/journal", description="Folder; production wants a mounted volume.")
+    redis: Text | None = Field(
+        default=None, description="Name of a Redis stream (in shared_state.url) in place of the folder."
+    )
+
+
+class CacheScope(StrEnum):
+    """Who shares cached answers."""
+
+    USER = "user"
+    TEAM = "team"
+    GLOBAL = "global"
+
+
+class CacheTtl(Section):
+    """How long answers of one kind are kept."""
+
+    ttl: Seconds = Field(description="Seconds; 0 = not cached.")
+
+
+class CacheStrategies(Section):
+    """Exceptions from the default ttl."""
+
+    task_type: Annotated[Mapping[Name, CacheTtl], *Frozen] = Field(
+        default_factory=empty, description="A ttl for each task type."
+    )
+
+
+class Caching(Section):
+    """Answers that exist already."""
+
+    enabled: bool = Field(default=False, description="Whether answers are cached.")
+    default_ttl: Seconds = Field(default=3600, description="Seconds an answer is kept.")
+    scope: CacheScope = Field(default=CacheScope.TEAM, description="user | team | global: who shares an answer.")
+    max_entries: Count = Field(default=10_000, description="Answers kept in memory; the least recently used go first.")
+    max_bytes: Count = Field(default=268_435_456, description="Bytes kept in memory.")
+    deduplicate: bool = Field(default=True, description="Whether equal requests in flight share one answer.")
+    cache_strategies: CacheStrategies = Field(default_factory=CacheStrategies, description="Other ttls, by task type.")
+
+
+class CircuitBreaker(Section):
+    """When a deployment is left alone for a while."""
+
+    failure_threshold: Count = Field(default=5, description="Failures within `window` that open it.")
+    window: Seconds = Field(default=60, description="Seconds over which failures count.")
+    open_for: Seconds = Field(default=30, description="Seconds until it is tried again.")
+    half_open_requests: Count = Field(default=1, description="Requests that try it.")
+
+
+class Jitter(StrEnum):
+    """How back-off is spread."""
+
+    FULL = "full"
+    NONE = "none"
+
+
+class Retries(Section):
+    """How often and how fast a model is tried again."""
+
+    max_attempts: Count = Field(default=3, description="Attempts in all, the first included.")
+    base_delay: Seconds = Field(default=0.2, description="Seconds before the second attempt; doubles from there.")
+    max_delay: Seconds = Field(default=5, description="Most seconds between two attempts.")
+    jitter: Jitter = Field(default=Jitter.FULL, description="full (anything from 0 to the delay) | none.")
+
+
+class HealthChecks(Section):
+    """Asking deployments whether they are well."""
+
+    interval: Seconds = Field(default=60, description="Seconds between two checks; 0 = none.")
+    timeout: Seconds = Field(default=10, description="Seconds after which a check has failed.")
+
+
+class Resilience(Section):
+    """What happens when providers fail."""
+
+    circuit_breaker: CircuitBreaker = Field(default_factory=CircuitBreaker, description="Leaves failing models alone.")
+    retries: Retries = Field(default_factory=Retries, description="Tries again.")
+    health_checks: HealthChecks = Field(default_factory=HealthChecks, description="Asks models whether they are well.")
+
+
+class Limits(Section):
+    """Limits of the whole proxy."""
+
+    max_concurrent_requests: Count = Field(default=1000, description="Requests in flight at once, an instance.")
+    max_body_bytes: Count = Field(default=10_485_760, description="Largest request body in bytes.")
+    per_ip_requests_per_minute: Count | None = Field(
+        default=None, description="Requests per minute from one address; null = no limit."
+    )
+
+
+class AlertEvent(StrEnum):
+    """What alerts are sent about."""
+
+    BUDGET_THRESHOLD = "budget_threshold"
+    BUDGET_LIMIT = "budget_limit"
+    BREAKER_OPEN = "breaker_open"
+    BREAKER_CLOSED = "breaker_closed"
+    SECRET_STALE = "secret_stale"  # noqa: S105 - the name of an event
+    SHARED_STATE_DOWN = "shared_state_down"
+    STORE_DOWN = "store_down"
+    CONFIG_REFUSED = "config_refused"
+
+
+AlertChannels = Mapping[Name, SecretRef]
+
+
+class AlertRule(Section):
+    """Which events go where."""
+
+    on: tuple[AlertEvent, ...] = Field(min_length=1, description="Events: " + ", ".join(AlertEvent) + ".")
+    to: tuple[Name, ...] = Field(min_length=1, description="Names of channels.")
+
+
+class Alerts(Section):
+    """Messages to people."""
+
+    channels: Annotated[AlertChannels, *Frozen] = Field(
+        default_factory=empty, description="A name and a reference to the webhook's URL, which is a secret."
+    )
+    rules: tuple[AlertRule, ...] = Field(default=(), description="Which events go where.")
+
+
+class LogLevel(StrEnum):
+    """How much is logged."""
+
+    DEBUG = "DEBUG"
+    INFO = "INFO"
+    WARNING = "WARNING"
+    ERROR = "ERROR"
+    CRITICAL = "CRITICAL"
+
+
+def _upper(value: object) -> object:
+    return value.upper() if isinstance(value, str) else value
+
+
+class Analytics(Section):
+    """What is measured and how long it is kept."""
+
+    retention_days: Count = Field(default=400, description="Days that usage events are kept.")
+    metrics: bool = Field(default=True, description="Whether Prometheus metrics are served.")
+    log_level: Annotated[LogLevel, BeforeValidator(_upper)] = Field(
+        default=LogLevel.INFO, description="DEBUG | INFO | WARNING | ERROR | CRITICAL."
+    )

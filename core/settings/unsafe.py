@@ -1,0 +1,138 @@
+"""What is convenient in development and refused in production."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import Any, cast
+
+from core.errors import ConfigError
+from core.settings.environment import shared_state_url, store_url
+from core.settings.finding import Finding, Loc
+from core.settings.models import Environment, SecretProvider, Settings
+from core.settings.reference import is_reference, resolve_environ
+from core.settings.source import SECTION
+from core.settings.urls import travels_in_the_clear
+
+_EPHEMERAL = ("/tmp", "/var/tmp", "/dev/shm", "/run", "/var/run")  # noqa: S108 - these are what is refused
+_CREDENTIAL = re.compile(
+    r"(^|_)(api_key|master_key|salt_key|secret|secret_access_key|session_token|token|password)$", re.I
+)
+_PLACEHOLDERS = {"", "none", "null", "empty", "dummy", "fake", "fake-key", "not-needed", "no-key"}
+
+
+def unsafe(settings: Settings, document: Mapping[str, Any], environ: Mapping[str, str]) -> list[Finding]:
+    """Unsafe defaults and choices: errors where `environment: production`, and otherwise only written-out keys, as
+    warnings. Nothing here repeats a value."""
+    production = settings.environment is Environment.PRODUCTION
+    findings = [
+        Finding(
+            "error" if production else "warning", loc, "a secret is written out; write os.environ/NAME in its place"
+        )
+        for loc in _written_out(document)
+    ]
+    findings += _unset(settings, environ)
+    if production:
+        findings += [*_storage(settings, environ), *_secrets(settings, document, environ)]
+        if settings.trust_key_metadata:
+            message = "lets every user who may create a key grant themselves a tier"
+            findings.append(Finding("warning", (SECTION, "trust_key_metadata"), message))
+    return findings
+
+
+def _storage(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding]:
+    folder = PurePosixPath(settings.journal.dir)
+    ephemeral = not folder.is_absolute() or any(folder.is_relative_to(place) for place in _EPHEMERAL)
+    if ephemeral and settings.journal.redis is None:
+        message = (
+            "production needs a journal that survives the container: an absolute path on a mounted volume, or Redis"
+        )
+        yield Finding("error", (SECTION, "journal", "dir"), message, settings.journal.dir)
+    for loc, what, url in (
+        (("store", "url"), "PostgreSQL", _resolved_store(settings, environ)),
+        (("shared_state", "url"), "Redis", _resolved_redis(settings, environ)),
+    ):
+        if url and travels_in_the_clear(url):
+            hint = "use rediss://" if what == "Redis" else "add ?sslmode=verify-full (or require)"
+            yield Finding("error", (SECTION, *loc), f"production does not talk to {what} without TLS; {hint}")
+    if (url := _resolved_store(settings, environ)) and url.startswith("sqlite"):
+        message = "SQLite serves one instance and lives on its disk; production usually wants PostgreSQL"
+        yield Finding("warning", (SECTION, "store", "url"), message)
+
+
+def _secrets(settings: Settings, document: Mapping[str, Any], environ: Mapping[str, str]) -> Iterator[Finding]:
+    providers = settings.secrets.providers
+    said = "default_provider" in settings.secrets.model_fields_set
+    if said and settings.secrets.default_provider is SecretProvider.LOCAL:
+        loc = (SECTION, "secrets", "default_provider")
+        yield Finding("error", loc, "the local provider is for development; use azure, aws or hashicorp", "local")
+    if providers.local.enabled:
+        loc = (SECTION, "secrets", "providers", "local", "enabled")
+        yield Finding("error", loc, "the local provider is for development; remove this or set it to false", "true")
+    for loc in _strings(document, starting="os.environ/env://"):
+        yield Finding(
+            "error", loc, "env:// is the local secret provider, for development; use a vault or os.environ/NAME"
+        )
+    if (url := providers.hashicorp.url) is not None:
+        try:
+            resolved = resolve_environ(url, environ)
+        except ConfigError:
+            return
+        if travels_in_the_clear(resolved):
+            loc = (SECTION, "secrets", "providers", "hashicorp", "url")
+            yield Finding("error", loc, "production does not talk to a vault without TLS; use https://")
+
+
+def _unset(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding]:
+    """References of plain settings that stand for nothing here; they may on the machine that serves."""
+    for loc, resolve in ((("store", "url"), store_url), (("shared_state", "url"), shared_state_url)):
+        try:
+            resolve(settings, environ)
+        except ConfigError as error:
+            yield Finding("warning", (SECTION, *loc), str(error).partition(": ")[2])
+
+
+def _resolved_store(settings: Settings, environ: Mapping[str, str]) -> str | None:
+    try:
+        return store_url(settings, environ)
+    except ConfigError:
+        return None
+
+
+def _resolved_redis(settings: Settings, environ: Mapping[str, str]) -> str | None:
+    try:
+        return shared_state_url(settings, environ)
+    except ConfigError:
+        return None
+
+
+def _written_out(document: Mapping[str, Any]) -> Iterator[Loc]:
+    """Credentials in LiteLLM's sections that are not references. (In ours, the models refuse them.)"""
+    places: list[tuple[Loc, object]] = [
+        (("general_settings",), document.get("general_settings")),
+        (("environment_variables",), document.get("environment_variables")),
+    ]
+    models = document.get("model_list")
+    for index, entry in enumerate(cast(list[object], models) if isinstance(models, list) else []):
+        if isinstance(entry, dict):
+            params = cast(dict[str, object], entry).get("litellm_params")
+            places.append((("model_list", index, "litellm_params"), params))
+    for loc, mapping in places:
+        for name, value in cast(dict[object, object], mapping).items() if isinstance(mapping, dict) else ():
+            if not isinstance(value, str) or is_reference(value) or value.strip().lower() in _PLACEHOLDERS:
+                continue
+            if _CREDENTIAL.search(str(name)) or re.search(r"://[^/@\s]*:[^/@\s]+@", value):
+                yield (*loc, str(name))
+
+
+def _strings(value: object, *, starting: str, loc: Loc = (), above: frozenset[int] = frozenset()) -> Iterator[Loc]:
+    if isinstance(value, str) and value.startswith(starting):
+        yield loc
+    if id(value) in above:
+        return
+    inside = above | {id(value)}
+    if isinstance(value, dict):
+        for name, item in cast(dict[object, object], value).items():
+            yield from _strings(item, starting=starting, loc=(*loc, str(name)), above=inside)
+    elif isinstance(value, list):
+        for index, item in enumerate(cast(list[object], value)):
+            yield from _strings(item, starting=starting, loc=(*loc, index), above=inside)

@@ -1,0 +1,186 @@
+"""A database with our tables in it: SQLite or PostgreSQL, opened, upgraded, asked, closed."""
+
+import asyncio
+import fcntl
+import os
+import sqlite3
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection, event, text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from core.errors import StoreError
+from core.store.errors import RecordRefused, blames_the_values, plain_reason
+from core.store.migrations import HEAD, upgrade_to_head
+from core.store.tables import SCHEMA
+from core.store.url import StoreUrl
+
+if TYPE_CHECKING:
+    from core.store.usage import UsageRepository
+
+_BUSY_SECONDS = 5
+_UPGRADE_WITHIN = 60.0
+_UPGRADE_LOCK = 0x6C6C6D01  # any number, the same in every version
+_READING = "orchestration_reading"
+
+
+class Store:
+    """What lasts. Made by `open_store`; nothing is connected before the first use.
+
+    Every failure of the database raises StoreError, which names the store without its password.
+    """
+
+    def __init__(self, url: StoreUrl) -> None:
+        self.url = url
+        try:
+            self.engine: AsyncEngine = _sqlite_engine(url) if url.is_sqlite else _postgresql_engine(url)
+        except ModuleNotFoundError as error:
+            extra = "postgres" if error.name == "asyncpg" else "a driver"
+            raise StoreError(
+                f"{url} needs {error.name}, which is not installed: pip install 'litellm-orchestration[{extra}]'"
+            ) from error
+
+    @property
+    def is_sqlite(self) -> bool:
+        return self.url.is_sqlite
+
+    @cached_property
+    def usage(self) -> "UsageRepository":
+        """Usage events: written by the ledger, read by reports."""
+        from core.store.usage import UsageRepository
+
+        return UsageRepository(self)
+
+    async def upgrade(self) -> None:
+        """Bring the tables to this version. Any number of workers may do so at once; one works, the others wait."""
+        with self._explained("could not be upgraded"):
+            if self.url.file is not None:
+                self.url.file.absolute().parent.mkdir(parents=True, exist_ok=True)
+                async with _directory_lock(self.url.file.absolute().parent):
+                    await self._set_wal()
+                    await self._upgrade()
+            else:
+                await self._upgrade()
+
+    async def _upgrade(self) -> None:
+        if await self.version() == HEAD:
+            return
+        async with self.engine.begin() as connection:
+            if not self.is_sqlite:
+                await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})
+            await connection.run_sync(upgrade_to_head)
+
+    async def _set_wal(self) -> None:
+        # A property of the file, so it is set once; here, where nobody else can be in the middle of it.
+        async with self.engine.connect() as connection:
+            raw = await connection.get_raw_connection()
+            driver: Any = raw.driver_connection
+            await driver.execute_fetchall("PRAGMA journal_mode=WAL")
+
+    async def version(self) -> str | None:
+        """The revision of the tables; None for a store without any."""
+        name = "alembic_version" if self.is_sqlite else f"{SCHEMA}.alembic_version"
+        found = "SELECT name FROM sqlite_master WHERE name = :name" if self.is_sqlite else "SELECT to_regclass(:name)"
+        async with self.reading() as connection:
+            if (await connection.execute(text(found), {"name": name})).scalar() is None:
+                return None
+            return (await connection.execute(text(f"SELECT version_num FROM {name}"))).scalar()  # noqa: S608
+
+    async def ping(self) -> None:
+        """One round trip. Raises StoreError when there is no answer."""
+        async with self.reading() as connection:
+            await connection.execute(text("SELECT 1"))
+
+    async def close(self) -> None:
+        """Let go of every connection."""
+        await self.engine.dispose()
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncGenerator[AsyncConnection]:
+        """A connection whose statements all see the same state, and which keeps no writer waiting."""
+        with self._explained("could not be read"):
+            async with self.engine.connect() as connection:
+                options: dict[str, Any] = {_READING: True}
+                if not self.is_sqlite:
+                    options["isolation_level"] = "REPEATABLE READ"
+                yield await connection.execution_options(**options)
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncGenerator[AsyncConnection]:
+        """One transaction: all of it, or nothing."""
+        with self._explained("could not be written"):
+            async with self.engine.begin() as connection:
+                yield connection
+
+    @contextmanager
+    def _explained(self, what: str) -> Generator[None]:
+        try:
+            yield
+        except StoreError:
+            raise
+        except (SQLAlchemyError, OSError, TimeoutError) as error:
+            kind = RecordRefused if blames_the_values(error) else StoreError
+            raise kind(f"the store {self.url} {what}: {plain_reason(error)}") from error
+        except (OverflowError, ValueError, TypeError, sqlite3.Error) as error:
+            raise RecordRefused(f"the store {self.url} {what}: {error}") from error
+
+
+def open_store(url: str) -> Store:
+    """The store at this URL (`StoreUrl.parse`). Raises StoreError for a URL that cannot be used."""
+    return Store(StoreUrl.parse(url))
+
+
+def _sqlite_engine(url: StoreUrl) -> AsyncEngine:
+    # The driver's own transactions are off (isolation_level None): it would begin them late and deferred.
+    engine = create_async_engine(
+        url.url,
+        connect_args={"timeout": _BUSY_SECONDS, "isolation_level": None},
+        execution_options={"schema_translate_map": {SCHEMA: None}},
+        hide_parameters=True,
+    )
+
+    def configure(connection: Any, _record: object) -> None:  # the DBAPI has no types
+        cursor = connection.cursor()
+        # FULL, not NORMAL: with NORMAL a power cut may take back commits, and by then the journal is deleted.
+        cursor.execute("PRAGMA synchronous=FULL")
+        cursor.close()
+
+    def begin(connection: Connection) -> None:
+        # A transaction that will write takes its lock at once; one that only reads must not.
+        reads = connection.get_execution_options().get(_READING, False)
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+    event.listen(engine.sync_engine, "connect", configure)
+    event.listen(engine.sync_engine, "begin", begin)
+    return engine
+
+
+def _postgresql_engine(url: StoreUrl) -> AsyncEngine:
+    settings = {"application_name": "orchestration", **url.connect_arguments.get("server_settings", {})}
+    arguments = {"timeout": 10.0, "command_timeout": 60.0, **url.connect_arguments, "server_settings": settings}
+    return create_async_engine(
+        url.url, connect_args=arguments, pool_pre_ping=True, pool_size=3, pool_recycle=1800, hide_parameters=True
+    )
+
+
+@asynccontextmanager
+async def _directory_lock(directory: Path) -> AsyncGenerator[None]:
+    """Hold a lock on the directory itself: it needs no file of its own, and ends with the process."""
+    fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    deadline = asyncio.get_running_loop().time() + _UPGRADE_WITHIN
+    try:
+        while True:
+            with suppress(BlockingIOError):
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            if asyncio.get_running_loop().time() > deadline:
+                raise StoreError(f"another process has been upgrading the store in {directory} for over a minute")
+            await asyncio.sleep(0.05)
+        yield
+    finally:
+        os.close(fd)

@@ -1,0 +1,164 @@
+"""Usage events in the store: written once each, amended where something better is known, read back whole."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from sqlalchemy import RowMapping, delete, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from core.journal import Amendment
+from core.store.tables import ATTEMPT_COLUMNS, EVENT_COLUMNS, usage_amendments, usage_attempts, usage_events
+from core.store.writing import insert
+from core.usage import Attempt, UsageEvent
+
+if TYPE_CHECKING:
+    from core.reports import UsageReport
+    from core.store.engine import Store
+
+_CHUNK = 500  # request ids in one IN (...)
+_event_values = attrgetter(*EVENT_COLUMNS)
+_attempt_values = attrgetter(*ATTEMPT_COLUMNS)
+_GROUPS = EVENT_COLUMNS.index("groups")
+# What an amendment may change (core/journal/amendment.py).
+_AMENDED = (
+    *("litellm_call_id", "deployment", "provider", "provider_model", "price_version", "usage"),
+    *("input_tokens", "output_tokens", "cached_tokens", "reasoning_tokens", "cost_nano", "unknown_nano"),
+)
+_ATTEMPT_AMENDED = ("usage", "input_tokens", "output_tokens", "cost_nano")
+
+
+@dataclass(slots=True, frozen=True)
+class Written:
+    """What one `write` changed: new events, and events that an amendment improved after they were stored."""
+
+    inserted: int
+    amended: int
+
+
+class UsageRepository:
+    """The usage ledger's tables."""
+
+    def __init__(self, store: "Store") -> None:
+        self._store = store
+
+    async def write(self, events: Sequence[UsageEvent], amendments: Sequence[Amendment] = ()) -> Written:
+        """Store all of this, or nothing, in one transaction; whatever was stored before is left alone.
+
+        An amendment may come before its event: it waits in a table of its own. Raises StoreError while the database
+        cannot be used and RecordRefused (a StoreError) when it can but will not hold one of the values.
+        """
+        by_id = {event.request_id: event for event in reversed(events)}
+        late: Sequence[Amendment] = []
+        for amendment in amendments:
+            event = by_id.get(amendment.request_id)
+            if event is None:
+                late.append(amendment)
+            else:
+                amendment.improve(event)
+        async with self._store.writing() as connection:
+            inserted = await self._insert(connection, by_id.values())
+            if inserted < len(by_id):
+                # Some were there already, perhaps without what we just merged into our copies.
+                late = amendments
+            waiting = await self._waiting(connection)
+            amended = await self._amend(connection, [*waiting, *late]) if waiting or late else 0
+        return Written(inserted, amended)
+
+    async def get(self, request_id: str) -> UsageEvent | None:
+        """The event with its attempts; None when there is none."""
+        async with self._store.reading() as connection:
+            return (await self._load(connection, [request_id])).get(request_id)
+
+    async def usage_report(
+        self,
+        start_ms: int,
+        end_ms: int,
+        by: Sequence[str] = ("user", "model"),
+        filters: Mapping[str, str | int | bool | Sequence[str] | None] | None = None,
+    ) -> "UsageReport":
+        """Usage from `start_ms` up to, not including, `end_ms`, grouped; see `core.reports.usage_report`."""
+        from core.reports import usage_report
+
+        return await usage_report(self._store, start_ms, end_ms, by, filters)
+
+    async def _insert(self, connection: AsyncConnection, events: Iterable[UsageEvent]) -> int:
+        rows: list[tuple[Any, ...]] = []
+        attempts: list[tuple[Any, ...]] = []
+        for event in events:
+            values = _event_values(event)
+            rows.append((*values[:_GROUPS], _groups_text(event.groups), *values[_GROUPS + 1 :]))
+            for attempt in event.attempts:
+                attempts.append((event.request_id, *_attempt_values(attempt)))
+        inserted = await insert(connection, usage_events, rows)
+        await insert(connection, usage_attempts, attempts)
+        return inserted
+
+    async def _waiting(self, connection: AsyncConnection) -> list[Amendment]:
+        """Amendments that waited for an event which is here now."""
+        statement = select(usage_amendments.c.amendment).join(
+            usage_events, usage_events.c.request_id == usage_amendments.c.request_id
+        )
+        return [Amendment.from_json(text.encode()) for text in (await connection.execute(statement)).scalars()]
+
+    async def _amend(self, connection: AsyncConnection, amendments: Sequence[Amendment]) -> int:
+        request_ids = list({amendment.request_id for amendment in amendments})
+        events = await self._load(connection, request_ids, lock=True)
+        changed: dict[str, UsageEvent] = {}
+        early: list[tuple[str, str]] = []
+        for amendment in amendments:
+            event = events.get(amendment.request_id)
+            if event is None:
+                early.append((amendment.request_id, amendment.to_json().decode()))
+            elif amendment.improve(event):
+                changed[event.request_id] = event
+        for event in changed.values():
+            await self._save(connection, event)
+        await insert(connection, usage_amendments, early)
+        if events:
+            arrived = list(events)
+            for start in range(0, len(arrived), _CHUNK):
+                ids = arrived[start : start + _CHUNK]
+                await connection.execute(delete(usage_amendments).where(usage_amendments.c.request_id.in_(ids)))
+        return len(changed)
+
+    async def _save(self, connection: AsyncConnection, event: UsageEvent) -> None:
+        await connection.execute(
+            update(usage_events)
+            .where(usage_events.c.request_id == event.request_id)
+            .values({name: getattr(event, name) for name in _AMENDED})
+        )
+        for attempt in event.attempts:
+            await connection.execute(
+                update(usage_attempts)
+                .where(usage_attempts.c.request_id == event.request_id, usage_attempts.c.number == attempt.number)
+                .values({name: getattr(attempt, name) for name in _ATTEMPT_AMENDED})
+            )
+
+    async def _load(
+        self, connection: AsyncConnection, request_ids: Sequence[str], lock: bool = False
+    ) -> dict[str, UsageEvent]:
+        events: dict[str, UsageEvent] = {}
+        for start in range(0, len(request_ids), _CHUNK):
+            ids = request_ids[start : start + _CHUNK]
+            chosen = select(usage_events).where(usage_events.c.request_id.in_(ids)).order_by(usage_events.c.request_id)
+            for row in (await connection.execute(chosen.with_for_update() if lock else chosen)).mappings():
+                events[row["request_id"]] = _event(row)
+            of_these = select(usage_attempts).where(usage_attempts.c.request_id.in_(ids))
+            ordered = of_these.order_by(usage_attempts.c.request_id, usage_attempts.c.number)
+            for row in (await connection.execute(ordered)).mappings():
+                if event := events.get(row["request_id"]):
+                    event.attempts.append(Attempt(**{name: row[name] for name in ATTEMPT_COLUMNS}))
+        return events
+
+
+def _groups_text(groups: tuple[str, ...]) -> str:
+    return orjson.dumps(groups).decode() if groups else "[]"
+
+
+def _event(row: RowMapping) -> UsageEvent:
+    values = {name: row[name] for name in EVENT_COLUMNS}
+    values["groups"] = tuple(orjson.loads(values["groups"]))
+    return UsageEvent(**values)

@@ -1,0 +1,111 @@
+"""The usage event: who asked for what, where it went and what it cost. Prompts and answers are not in it."""
+
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from typing import Any, Self
+
+import orjson
+
+
+class UsageState(StrEnum):
+    """How the token counts of an attempt or a request are known."""
+
+    REPORTED = "reported"
+    """The provider reported them."""
+    ESTIMATED = "estimated"
+    """Counted from what arrived, because the provider never got to report (a cut or abandoned stream)."""
+    UNKNOWN = "unknown"
+    """The request was sent and may have been billed, but nothing says how much; charged at its upper bound."""
+    NONE = "none"
+    """Nothing was billed: never sent, answered from a cache, or refused by the provider with an error status."""
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One try at one deployment. Several make up a request when it is retried or falls back.
+
+    Times in milliseconds, money in nano-dollars.
+    """
+
+    number: int
+    model: str
+    deployment: str | None = None
+    provider: str | None = None
+    provider_model: str | None = None
+    started_ms: int = 0
+    latency_ms: int = 0
+    status: int = 0
+    error_class: str | None = None
+    usage: str = UsageState.NONE
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_nano: int = 0
+
+
+@dataclass(slots=True)
+class UsageEvent:
+    """One request as the books keep it; `request_id` identifies it everywhere.
+
+    `time_ms` is the arrival in Unix milliseconds; `cost_nano` is the sum over all attempts, of which `unknown_nano` was
+    charged at an upper bound because the true usage is not known.
+    """
+
+    request_id: str
+    time_ms: int
+    endpoint: str
+    status: int
+    instance: str = ""
+    litellm_call_id: str | None = None
+    key_hash: str | None = None
+    key_alias: str | None = None
+    user_id: str | None = None
+    team_id: str | None = None
+    groups: tuple[str, ...] = ()
+    tier: str | None = None
+    task_type: str | None = None
+    priority: int | None = None
+    session_id: str | None = None
+    asked_model: str | None = None
+    used_model: str | None = None
+    deployment: str | None = None
+    provider: str | None = None
+    provider_model: str | None = None
+    variant: str | None = None
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    usage: str = UsageState.NONE
+    cost_nano: int = 0
+    unknown_nano: int = 0
+    price_version: str | None = None
+    cache: str | None = None
+    fallbacks: int = 0
+    error_class: str | None = None
+    latency_ms: int = 0
+    first_token_ms: int | None = None
+    streamed: bool = False
+    degraded: bool = False
+    disconnected: bool = False
+    attempts: list[Attempt] = field(default_factory=list[Attempt])
+
+    def to_json(self) -> bytes:
+        """One line of JSON (no newline inside), fields that have their default left out."""
+        record = {name: value for name, default in _DEFAULTS if (value := getattr(self, name)) != default}
+        return orjson.dumps(record)
+
+    @classmethod
+    def from_json(cls, line: bytes) -> Self:
+        """The inverse of `to_json`; unknown fields of a newer version are dropped."""
+        record: dict[str, Any] = orjson.loads(line)
+        known = {name: value for name, value in record.items() if name in _NAMES}
+        known["groups"] = tuple(known.get("groups", ()))
+        known["attempts"] = [Attempt(**attempt) for attempt in known.get("attempts", ())]
+        return cls(**known)
+
+
+_DEFAULTS: tuple[tuple[str, object], ...] = tuple(
+    (f.name, f.default if f.name not in {"attempts", "groups"} else [] if f.name == "attempts" else ())
+    for f in fields(UsageEvent)
+)
+_NAMES = frozenset(name for name, _ in _DEFAULTS)

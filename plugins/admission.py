@@ -1,0 +1,160 @@
+"""Whether a request may run, and on which model groups."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from core.context import Caller, RequestContext, output_limit, read_claims
+from core.errors import ModelNotAllowed
+from custom_router.router import Plan, rank
+from plugins import compat
+from plugins.exchange import Exchange
+
+if TYPE_CHECKING:
+    from core.runtime import Runtime, Snapshot
+
+
+async def admit(runtime: "Runtime", exchange: Exchange, auth: Any, data: dict[str, Any]) -> None:
+    """Work out the request's context, rank its candidates and write them into `data`.
+
+    Raises `BadField` for a claim of the wrong form and `ModelNotAllowed` where no candidate may be used.
+    """
+    snapshot = runtime.snapshot
+    exchange.snapshot = snapshot
+    exchange.principal = auth
+    exchange.call = data.get("litellm_logging_obj")
+    exchange.call_id = data.get("litellm_call_id")
+    exchange.stream = data.get("stream") is True
+    # Identified before anything in the request can be refused, so that refusals have an owner in the books.
+    caller = snapshot.directory.caller(compat.principal_of(auth))
+    exchange.context = _context(exchange, caller, data, None)
+    claims = read_claims(exchange.headers, _own_metadata(data))
+    context = exchange.context = _context(exchange, snapshot.directory.claimed(caller, claims), data, claims)
+    plan = rank(context, snapshot.policies, snapshot.access)
+    allowed = [group for group in plan.candidates if await _key_may_use(exchange, group, plan)]
+    if not allowed:
+        raise ModelNotAllowed(
+            _why_not(context, plan), details={"model": context.asked_model, "tier": context.caller.tier}
+        )
+    exchange.plan = plan
+    exchange.permits = dict.fromkeys(allowed, True)
+    if plan.policy is not None:
+        data["model"] = allowed[0]
+        if len(allowed) > 1:
+            data["fallbacks"] = allowed[1:]
+    elif snapshot.enforces_access and data.get("fallbacks"):
+        await _check_fallbacks(exchange, data["fallbacks"])
+
+
+def refused_before_us(runtime: "Runtime", exchange: Exchange, auth: Any, data: Mapping[str, Any]) -> None:
+    """A request that LiteLLM refused to a known key before our hook ran: enough context for the books to name its
+    owner."""
+    if exchange.context is not None or not getattr(auth, "token", None):
+        return
+    exchange.snapshot = runtime.snapshot
+    exchange.context = _context(exchange, runtime.snapshot.directory.caller(compat.principal_of(auth)), data, None)
+
+
+async def permitted(runtime: "Runtime", exchange: Exchange, group: str) -> bool:
+    """Whether the group LiteLLM is about to try may serve the exchange; answers are remembered for its duration."""
+    snapshot: Snapshot = exchange.snapshot or runtime.snapshot
+    context = exchange.context
+    if context is None or not snapshot.enforces_access:
+        return True
+    answer = exchange.permits.get(group)
+    if answer is None:
+        answer = snapshot.access.permits(context.caller.tiers, group) and await _key_may_use(
+            exchange, group, exchange.plan
+        )
+        exchange.permits[group] = answer
+    return answer
+
+
+async def listed(runtime: "Runtime", auth: Any, names: Sequence[str]) -> list[str]:
+    """Those of `names` the key may use: LiteLLM has already left out what it would not let the key call."""
+    snapshot = runtime.snapshot
+    caller = snapshot.directory.caller(compat.principal_of(auth))
+    shown: list[str] = []
+    for name in names:
+        policy = snapshot.policies.get(name)
+        groups = (name,) if policy is None else tuple(policy.candidates)
+        for group in groups:
+            if snapshot.access.permits(caller.tiers, group) and (
+                policy is None or _granted(auth, name, policy.grants) or await compat.may_call(auth, group)
+            ):
+                shown.append(name)
+                break
+    return shown
+
+
+def _context(exchange: Exchange, caller: Caller, data: Mapping[str, Any], claims: Any) -> RequestContext:
+    asked = data.get("model")
+    priority = _priority(exchange, caller, claims.priority if claims else None)
+    return RequestContext(
+        request_id=exchange.request_id,
+        endpoint=exchange.endpoint,
+        caller=caller,
+        asked_model=asked if isinstance(asked, str) else "",
+        task_type=claims.task_type if claims else None,
+        priority=priority,
+        session_id=claims.session_id if claims else None,
+        stream=exchange.stream,
+        input_bytes=exchange.body_bytes,
+        output_limit=output_limit(data),
+    )
+
+
+def _priority(exchange: Exchange, caller: Caller, asked: int | None) -> int | None:
+    """A request may put itself behind its tier's priority; only a trusted key may put it ahead."""
+    tier = exchange.snapshot.settings.tiers.get(caller.tier) if exchange.snapshot and caller.tier else None
+    own: int | None = tier.priority if tier else None
+    if asked is None or own is None or caller.trusted:
+        return own if asked is None else asked
+    return max(own, asked)
+
+
+def _own_metadata(data: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The `metadata` the client sent: LiteLLM keeps a copy where it mixes its own into the same field."""
+    metadata = data.get("metadata")
+    if not isinstance(metadata, dict):
+        return None
+    sent = metadata.get("requester_metadata", metadata)
+    return sent if isinstance(sent, dict) else None
+
+
+async def _key_may_use(exchange: Exchange, group: str, plan: Plan | None) -> bool:
+    context = exchange.context
+    if context is not None and group == context.asked_model:
+        return True  # LiteLLM's authentication has just said so
+    if (
+        plan is not None
+        and plan.policy is not None
+        and group in plan.candidates
+        and _granted(exchange.principal, plan.policy, plan.grants)
+    ):
+        return True
+    return await compat.may_call(exchange.principal, group)
+
+
+def _granted(auth: Any, policy: str, grants: bool) -> bool:
+    return grants and compat.lists_by_name(auth, policy)
+
+
+async def _check_fallbacks(exchange: Exchange, fallbacks: Any) -> None:
+    """Fallbacks that the client names are refused rather than skipped, so that it learns of it."""
+    snapshot = exchange.snapshot
+    context = exchange.context
+    assert snapshot is not None
+    assert context is not None
+    for fallback in fallbacks if isinstance(fallbacks, list) else [fallbacks]:
+        group = fallback.get("model") if isinstance(fallback, dict) else fallback
+        if isinstance(group, str) and not snapshot.access.permits(context.caller.tiers, group):
+            message = f"The fallback {group!r} is not permitted to tier {context.caller.tier}."
+            raise ModelNotAllowed(message, details={"model": group, "tier": context.caller.tier})
+
+
+def _why_not(context: RequestContext, plan: Plan) -> str:
+    asked = context.asked_model
+    if plan.candidates:
+        names = ", ".join(plan.candidates)
+        return f"This key may use none of the models behind {asked!r} ({names}); GET /v1/models lists what it may use."
+    return f"{asked!r} is not permitted to tier {context.caller.tier}; GET /v1/models lists what this key may use."

@@ -1,0 +1,209 @@
+"""The one module that reaches into LiteLLM's proxy beyond its documented hooks.
+
+Everything here is exercised by tests/live/test_litellm_versions.py against the oldest and the newest LiteLLM we
+support. The proxy's globals are None while callbacks load, so they are read when needed, never kept.
+"""
+
+import hmac
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request
+from litellm.proxy import proxy_server
+from litellm.proxy._types import LitellmUserRoles, ProxyException, UserAPIKeyAuth
+from litellm.proxy.auth.auth_checks import can_key_call_resolved_model
+from litellm.proxy.auth.user_api_key_auth import user_api_key_auth
+from litellm.types.router import Deployment
+
+from core.context import Principal
+
+_ADMIN = LitellmUserRoles.PROXY_ADMIN
+_VIEWER = LitellmUserRoles.PROXY_ADMIN_VIEW_ONLY
+
+
+def config_path() -> Path | None:
+    """The file LiteLLM read its configuration from, None if it was not a file."""
+    path = proxy_server.user_config_file_path
+    return Path(path).resolve() if path else None
+
+
+def wrap_app(wrapper: Callable[[Any], Any]) -> None:
+    """Put `wrapper` round the whole app, outside every middleware; callable while the app starts or before."""
+    app = proxy_server.app
+    if app.middleware_stack is not None:
+        app.middleware_stack = wrapper(app.middleware_stack)
+        return
+    build = app.build_middleware_stack
+    app.build_middleware_stack = lambda: wrapper(build())  # type: ignore[method-assign]
+
+
+def mount(router: APIRouter) -> None:
+    """Add our routes to LiteLLM's app."""
+    proxy_server.app.include_router(router)
+
+
+def database_connected() -> bool:
+    return proxy_server.prisma_client is not None
+
+
+def has_router() -> bool:
+    return proxy_server.llm_router is not None
+
+
+def model_groups() -> tuple[str, ...]:
+    """The names of the model groups that the live router serves, aliases left out."""
+    router = proxy_server.llm_router
+    if router is None:
+        return ()
+    return tuple(dict.fromkeys(deployment["model_name"] for deployment in router.model_list))
+
+
+def announce_policies(first_candidates: Mapping[str, str], known_before: Mapping[str, str]) -> None:
+    """Make policy names known to the live router, so that LiteLLM lists them and lets keys ask for them.
+
+    An alias is also what serves a policy should our hook ever not run: its first candidate.
+    """
+    router = proxy_server.llm_router
+    if router is None:
+        return
+    aliases = dict(router.model_group_alias or {})
+    for name, candidate in known_before.items():
+        if aliases.get(name) == candidate:
+            del aliases[name]
+    router.model_group_alias = {**aliases, **first_candidates}
+
+
+def policies_announced(first_candidates: Mapping[str, str]) -> bool:
+    router = proxy_server.llm_router
+    if router is None:
+        return True
+    aliases = router.model_group_alias or {}
+    return all(aliases.get(name) == candidate for name, candidate in first_candidates.items())
+
+
+def apply_deployment(entry: Mapping[str, Any]) -> None:
+    """Add or change one `model_list` entry in the live router; it serves from the next request on."""
+    router = proxy_server.llm_router
+    assert router is not None
+    router.upsert_deployment(Deployment(**entry))
+
+
+def remove_deployment(deployment_id: str) -> None:
+    router = proxy_server.llm_router
+    assert router is not None
+    router.delete_deployment(id=deployment_id)
+
+
+def resolve_references(value: Any) -> Any:
+    """`os.environ/…` in a `model_list` entry, as LiteLLM resolves it when it loads the file.
+
+    Raises `ValueError` naming the reference that has no value.
+    """
+    if isinstance(value, dict):
+        return {name: resolve_references(item) for name, item in value.items()}
+    if isinstance(value, str) and value.startswith("os.environ/"):
+        resolved = secret(value)
+        if resolved is None:
+            raise ValueError(f"{value} has no value")
+        return resolved
+    return value
+
+
+def secret(reference: str) -> str | None:
+    """What LiteLLM resolves an `os.environ/…` reference to, through whatever secret manager it uses."""
+    from litellm.secret_managers.main import get_secret
+
+    value = get_secret(reference)
+    return value if isinstance(value, str) else None
+
+
+def principal_of(auth: Any) -> Principal:
+    """What LiteLLM's authentication says about a key."""
+    return Principal(
+        key_hash=auth.token or auth.api_key,
+        key_alias=auth.key_alias,
+        user_id=auth.user_id,
+        team_id=auth.team_id,
+        key_metadata=auth.metadata,
+        team_metadata=auth.team_metadata,
+        is_admin=auth.user_role == _ADMIN,
+    )
+
+
+async def may_call(auth: Any, model: str) -> bool:
+    """Whether LiteLLM lets the key, its user, team and project call `model`; a look-up that fails means no."""
+    try:
+        await can_key_call_resolved_model(
+            model=model, llm_model_list=None, valid_token=auth, llm_router=proxy_server.llm_router
+        )
+    except ProxyException:
+        return False
+    return True
+
+
+def lists_by_name(auth: Any, model: str) -> bool:
+    """Whether the key names `model` itself, not by a wildcard or by having no list at all."""
+    return model in (auth.models or ())
+
+
+def is_master_key(presented: str) -> bool:
+    master: Any = proxy_server.master_key
+    return isinstance(master, str) and hmac.compare_digest(presented.encode(), master.encode())
+
+
+def uses_jwt() -> bool:
+    return proxy_server.general_settings.get("enable_jwt_auth") is True
+
+
+def key_identity(
+    key_hash: str, *, user_id: str | None, team_id: str | None, models: list[str], alias: str | None
+) -> Any:
+    """An identity LiteLLM enforces like that of one of its own keys: only `models`, no administration."""
+    return UserAPIKeyAuth(
+        api_key=key_hash,
+        token=key_hash,
+        key_alias=alias,
+        user_id=user_id,
+        team_id=team_id,
+        models=models,
+        team_models=[],
+        user_role=LitellmUserRoles.INTERNAL_USER,
+    )
+
+
+def unauthorized(message: str) -> Exception:
+    return ProxyException(message=message, type="auth_error", param="key", code=401)
+
+
+async def identify(request: Request) -> Any:
+    """The identity behind a request to one of our own routes.
+
+    LiteLLM refuses routes it does not know to ordinary keys, so it is asked about a route that any valid key may use.
+    """
+    scope = dict(request.scope, path="/v1/models", raw_path=b"/v1/models", method="GET", query_string=b"")
+    for name in ("route", "endpoint", "path_params", "state"):
+        scope.pop(name, None)
+
+    async def no_body() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    asked = Request(scope, no_body)
+    return await user_api_key_auth(
+        request=asked,
+        api_key=request.headers.get("authorization", ""),
+        azure_api_key_header=request.headers.get("api-key", ""),
+        anthropic_api_key_header=request.headers.get("x-api-key"),
+        google_ai_studio_api_key_header=request.headers.get("x-goog-api-key"),
+        azure_apim_header=request.headers.get("ocp-apim-subscription-key"),
+        custom_litellm_key_header=request.headers.get("x-litellm-api-key"),
+    )
+
+
+def is_admin(auth: Any) -> bool:
+    return auth.user_role == _ADMIN
+
+
+def may_read(auth: Any) -> bool:
+    """Whether an identity may see the proxy's administration."""
+    return auth.user_role in (_ADMIN, _VIEWER)

@@ -1,0 +1,211 @@
+"""The edge: an ASGI wrapper round LiteLLM's app, first to see a request and last to see its answer.
+
+For a route that costs money it opens an `Exchange`, lets LiteLLM's pipeline and our hooks fill it, adds our headers
+to the answer, and has the books written before the last byte leaves.
+"""
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import orjson
+
+from core.errors import BodyTooLarge, NotReady, NotRecordable, RequestRefused, RouteRefused
+from core.money import to_dollars
+from plugins import outcome, receipt
+from plugins.exchange import Exchange, current
+from plugins.routes import ROUTES, Handling
+
+if TYPE_CHECKING:
+    from core.runtime import Runtime
+
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+App: TypeAlias = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+
+class Edge:
+    def __init__(self, app: App, runtime: "Runtime") -> None:
+        self.app = app
+        self.runtime = runtime
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        kind = scope["type"]
+        if kind not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        route = ROUTES.of(scope.get("method", "WEBSOCKET"), _path(scope))
+        if route.handling is Handling.ENFORCED and kind == "http":
+            await self._enforced(route.endpoint, scope, receive, send)
+        elif route.handling is Handling.REFUSED and self.runtime.bounds_spending:
+            await _refuse(kind, RouteRefused(_refusal(scope)), send)
+        else:
+            await self.app(scope, receive, send)
+
+    async def _enforced(self, endpoint: str, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        if not self.runtime.ready.is_set():
+            await self.runtime.ready.wait()
+        if self.runtime.failure is not None:
+            await _refuse("http", NotReady(f"This worker could not start: {self.runtime.failure}"), send)
+            return
+        most = self.runtime.settings.limits.max_body_bytes
+        declared = _content_length(scope["headers"])
+        if declared is not None and declared > most:
+            await _refuse("http", _too_large(most), send)
+            return
+        if not self.runtime.journal.accepting:
+            message = (
+                "Usage can be written neither to the journal nor to memory; nothing may be spent. See the proxy's log."
+            )
+            await _refuse("http", NotRecordable(message, headers={"retry-after": "5"}), send)
+            return
+        exchange = Exchange(endpoint, scope["headers"], declared or 0)
+        answer = _Answer(exchange, self.runtime, send)
+        if declared is None:
+            receive = _counted(receive, answer, most)
+        token = current.set(exchange)
+        try:
+            await self.app(scope, receive, answer.send)
+        finally:
+            current.reset(token)
+            answer.close()
+
+
+class _Answer:
+    """The sending side of one exchange."""
+
+    __slots__ = ("exchange", "refused", "runtime", "started", "to_client")
+
+    def __init__(self, exchange: Exchange, runtime: "Runtime", to_client: Send) -> None:
+        self.exchange = exchange
+        self.runtime = runtime
+        self.to_client = to_client
+        self.started = False
+        self.refused = False
+
+    async def send(self, message: Message) -> None:
+        if self.refused:
+            return
+        if message["type"] == "http.response.start":
+            self._start(message)
+        elif message["type"] == "http.response.body":
+            self._body(message)
+        await self.to_client(message)
+
+    async def refuse(self, error: RequestRefused) -> None:
+        """Answer with an error in place of whatever the app would say, if it has said nothing yet."""
+        if not self.started and not self.refused:
+            self.exchange.status = error.status
+            await _refuse("http", error, self.to_client)
+        self.refused = True
+
+    def close(self) -> None:
+        """The app is done. An answer without a last byte went to a client that left, or was cut short."""
+        if not self.exchange.closed:
+            self.exchange.disconnected = True
+            self.exchange.status = self.exchange.status or 499
+            self._record()
+
+    def _start(self, message: Message) -> None:
+        exchange = self.exchange
+        self.started = True
+        exchange.status = message["status"]
+        headers = message["headers"] = list(message.get("headers", ()))
+        if not exchange.stream:
+            exchange.settle()
+        headers += exchange.response_headers()
+
+    def _body(self, message: Message) -> None:
+        exchange = self.exchange
+        body: bytes = message.get("body", b"")
+        if exchange.stream and body:
+            if exchange.first_byte is None:
+                exchange.note_first_byte()
+            if b'"usage"' in body:
+                message["body"] = _with_cost(body, exchange)
+        if not message.get("more_body", False):
+            self._record()
+
+    def _record(self) -> None:
+        exchange, runtime = self.exchange, self.runtime
+        exchange.closed = True
+        exchange.settle()
+        event = exchange.usage_event(runtime.instance, runtime.price_version)
+        if event is not None:
+            runtime.journal.append(event)
+            outcome.remember_unsure(exchange)
+
+
+def _with_cost(body: bytes, exchange: Exchange) -> bytes:
+    """Remember the usage a stream's events report, and put the cost into the final one."""
+    events = body.split(b"\n\n")
+    for index, event in enumerate(events):
+        if b'"usage"' not in event:
+            continue
+        usage = receipt.usage_in_event(event)
+        if not usage:
+            continue
+        exchange.see_usage(usage)
+        if receipt.is_final(event):
+            exchange.settle()
+            events[index] = _priced(event, exchange.cost_nano)
+    return b"\n\n".join(events)
+
+
+def _priced(event: bytes, cost_nano: int) -> bytes:
+    start = event.find(b"{")
+    data = orjson.loads(event[start:])
+    holder = data if "usage" in data else data["response"]
+    holder["usage"]["cost"] = float(to_dollars(cost_nano))
+    return event[:start] + orjson.dumps(data)
+
+
+def _counted(receive: Receive, answer: _Answer, most: int) -> Receive:
+    """A body of undeclared length is counted as it arrives and cut off where it becomes too large."""
+
+    async def counted() -> Message:
+        message = await receive()
+        if message["type"] == "http.request":
+            answer.exchange.body_bytes += len(message.get("body", b""))
+            if answer.exchange.body_bytes > most:
+                await answer.refuse(_too_large(most))
+                return {"type": "http.disconnect"}
+        return message
+
+    return counted
+
+
+def _path(scope: MutableMapping[str, Any]) -> str:
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    return path[len(root) :] if root and path.startswith(root) else path
+
+
+def _content_length(headers: list[tuple[bytes, bytes]]) -> int | None:
+    for name, value in headers:
+        if name == b"content-length":
+            return int(value) if value.isdigit() else None
+    return None
+
+
+def _too_large(most: int) -> BodyTooLarge:
+    return BodyTooLarge(f"The body is larger than the {most} bytes that limits.max_body_bytes allows.")
+
+
+def _refusal(scope: MutableMapping[str, Any]) -> str:
+    return (
+        f"{scope.get('method', 'WEBSOCKET')} {_path(scope)} spends money in a way that cannot be bounded, so it is "
+        "closed"
+        " while tiers or blocking budgets are configured. Use an OpenAI-compatible route of a configured model."
+    )
+
+
+async def _refuse(kind: str, error: RequestRefused, send: Send) -> None:
+    if kind == "websocket":
+        await send({"type": "websocket.close", "code": 1008, "reason": error.code})
+        return
+    body = orjson.dumps({"error": error.body()})
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers += [(name.encode(), value.encode()) for name, value in error.headers.items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,245 @@
+"""One request and its answer, from the first byte at the edge to the event in the books."""
+
+import time
+import uuid
+from collections.abc import Mapping
+from contextvars import ContextVar
+from typing import Any
+
+from core.context import RequestContext
+from core.money import format_dollars
+from core.usage import Attempt, UsageEvent, UsageState
+from plugins import pricing, receipt
+from plugins.receipt import Receipt
+
+current: ContextVar["Exchange | None"] = ContextVar("orchestration_exchange", default=None)
+"""The exchange of the request being served; hooks run in tasks that inherit it."""
+
+
+class Exchange:
+    """What is known so far. The edge creates it and closes it; hooks fill it in between."""
+
+    __slots__ = (
+        "_open",
+        "answer",
+        "attempts",
+        "body_bytes",
+        "call",
+        "call_id",
+        "closed",
+        "context",
+        "disconnected",
+        "endpoint",
+        "error_class",
+        "event",
+        "first_byte",
+        "headers",
+        "permits",
+        "plan",
+        "principal",
+        "receipt",
+        "reported",
+        "request_id",
+        "snapshot",
+        "started",
+        "status",
+        "stream",
+        "time_ms",
+        "usage_seen",
+    )
+
+    def __init__(self, endpoint: str, headers: list[tuple[bytes, bytes]], body_bytes: int) -> None:
+        self.request_id = str(uuid.uuid4())
+        self.endpoint = endpoint
+        self.headers = headers
+        self.body_bytes = body_bytes
+        self.time_ms = time.time_ns() // 1_000_000
+        self.started = time.perf_counter()
+        self.first_byte: float | None = None
+        self.status = 0
+        self.error_class: str | None = None
+        self.context: RequestContext | None = None
+        self.principal: Any = None
+        self.snapshot: Any = None
+        self.plan: Any = None
+        self.permits: dict[str, bool] = {}
+        self.call: Any = None
+        self.call_id: str | None = None
+        self.answer: Any = None
+        self.stream = False
+        self.usage_seen: dict[str, Any] | None = None
+        self.attempts: list[Attempt] = []
+        self._open: tuple[Attempt, str | None, float] | None = None
+        self.receipt: Receipt | None = None
+        self.reported: Receipt | None = None
+        self.event: UsageEvent | None = None
+        self.disconnected = False
+        self.closed = False
+
+    # -- attempts ------------------------------------------------------------------------------------------------
+
+    def begin_attempt(self, call: Mapping[str, Any], kind: str | None) -> None:
+        """LiteLLM is about to call a deployment.
+
+        An endpoint that LiteLLM serves by translating it into another calls this twice for one attempt, the second
+        time with the kind of the inner call: that is no new attempt.
+        """
+        metadata = call.get("litellm_metadata") or call.get("metadata") or {}
+        deployment = (metadata.get("model_info") or call.get("model_info") or {}).get("id")
+        if self._open is not None:
+            attempt, outer_kind, _ = self._open
+            if outer_kind != kind and deployment in (attempt.deployment, None):
+                return
+            self.end_attempt(0, "StreamInterrupted", UsageState.UNKNOWN)
+        attempt = Attempt(
+            number=len(self.attempts) + 1,
+            model=metadata.get("model_group") or call.get("model") or "",
+            deployment=deployment,
+            provider=call.get("custom_llm_provider") or _provider_of(call.get("model")),
+            provider_model=call.get("model"),
+            started_ms=time.time_ns() // 1_000_000,
+        )
+        self.attempts.append(attempt)
+        self._open = (attempt, kind, time.perf_counter())
+
+    def end_attempt(self, status: int, error_class: str | None, usage: str) -> None:
+        """The open attempt failed; where its usage is unknown it is charged its upper bound."""
+        if self._open is None:
+            return
+        attempt, _, started = self._open
+        self._open = None
+        attempt.latency_ms = _ms(time.perf_counter() - started)
+        attempt.status = status
+        attempt.error_class = error_class
+        attempt.usage = usage
+        if usage == UsageState.UNKNOWN and self.context is not None:
+            attempt.cost_nano = pricing.upper_bound(attempt, self.context)
+
+    # -- the answer ----------------------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Read the receipt of what was answered and charge it to the attempt that answered. Happens once."""
+        if self.receipt is not None or self._open is None:
+            return
+        attempt, _, started = self._open
+        self._open = None
+        found = self._read_receipt(attempt)
+        self.receipt = found
+        attempt.latency_ms = _ms(time.perf_counter() - started)
+        attempt.status = self.status or 200
+        if found.from_cache:
+            self.attempts.remove(attempt)
+            return
+        attempt.usage = found.usage
+        attempt.input_tokens = found.input_tokens
+        attempt.output_tokens = found.output_tokens
+        if found.usage == UsageState.UNKNOWN and self.context is not None:
+            attempt.cost_nano = pricing.upper_bound(attempt, self.context)
+        else:
+            attempt.cost_nano = found.cost_nano or 0
+
+    def _read_receipt(self, attempt: Attempt) -> Receipt:
+        if self.usage_seen is not None:
+            return receipt.of_usage(self.usage_seen, attempt.provider_model, self.call)
+        found = self._read_answer()
+        return self.reported if found.usage == UsageState.UNKNOWN and self.reported else found
+
+    def _read_answer(self) -> Receipt:
+        if self.answer is None:
+            return Receipt(UsageState.UNKNOWN if self.status < 400 else UsageState.NONE)
+        if self.stream:
+            return receipt.of_chat_stream(self.answer, self.call)
+        return receipt.of_answer(self.answer, self.call)
+
+    def note_first_byte(self) -> None:
+        self.first_byte = time.perf_counter()
+
+    def see_usage(self, usage: Mapping[str, Any]) -> None:
+        """A stream's event reported usage. The Messages dialect reports its parts in several events: the last word
+        counts."""
+        known = {name: value for name, value in usage.items() if value is not None}
+        self.usage_seen = {**(self.usage_seen or {}), **known}
+
+    @property
+    def cost_nano(self) -> int:
+        return sum(attempt.cost_nano for attempt in self.attempts)
+
+    @property
+    def used_model(self) -> str | None:
+        return self.attempts[-1].model if self.attempts else None
+
+    def response_headers(self) -> list[tuple[bytes, bytes]]:
+        """Our headers, with what is known when the answer's headers leave; a stream's cost is not."""
+        headers = [(b"x-orchestration-request-id", self.request_id.encode())]
+        if self.used_model and self.status < 400:
+            headers.append((b"x-orchestration-model", _header(self.used_model)))
+        if self.context is not None and self.context.caller.tier:
+            headers.append((b"x-orchestration-tier", _header(self.context.caller.tier)))
+        if self.receipt is not None and self.receipt.from_cache:
+            headers.append((b"x-orchestration-cache", b"hit"))
+        if not self.stream and self.context is not None:
+            headers.append((b"x-orchestration-cost", format_dollars(self.cost_nano).encode()))
+        return headers
+
+    def usage_event(self, instance: str, price_version: str | None) -> UsageEvent | None:
+        """The event for the books, None for a request whose caller was never identified."""
+        context = self.context
+        if context is None:
+            return None
+        caller = context.caller
+        final = self.receipt or Receipt(UsageState.NONE)
+        last = self.attempts[-1] if self.attempts else None
+        groups = dict.fromkeys(attempt.model for attempt in self.attempts)
+        unknown = sum(a.cost_nano for a in self.attempts if a.usage == UsageState.UNKNOWN)
+        cost = self.cost_nano
+        return UsageEvent(
+            request_id=self.request_id,
+            time_ms=self.time_ms,
+            endpoint=self.endpoint,
+            status=self.status,
+            instance=instance,
+            litellm_call_id=self.call_id,
+            key_hash=caller.key_hash,
+            key_alias=caller.key_alias,
+            user_id=caller.user_id,
+            team_id=caller.team_id,
+            groups=caller.groups,
+            tier=caller.tier,
+            task_type=context.task_type,
+            priority=context.priority,
+            session_id=context.session_id,
+            asked_model=context.asked_model,
+            used_model=last.model if last else None,
+            deployment=last.deployment if last else None,
+            provider=last.provider if last else None,
+            provider_model=last.provider_model if last else None,
+            input_tokens=final.input_tokens,
+            output_tokens=final.output_tokens,
+            cached_tokens=final.cached_tokens,
+            reasoning_tokens=final.reasoning_tokens,
+            usage=UsageState.UNKNOWN if unknown else final.usage,
+            cost_nano=cost,
+            unknown_nano=unknown,
+            price_version=price_version,
+            cache="hit" if final.from_cache else None,
+            fallbacks=max(0, len(groups) - 1),
+            error_class=self.error_class if self.status >= 400 or self.error_class else None,
+            latency_ms=_ms(time.perf_counter() - self.started),
+            first_token_ms=None if self.first_byte is None else _ms(self.first_byte - self.started),
+            streamed=self.stream,
+            disconnected=self.disconnected,
+            attempts=self.attempts,
+        )
+
+
+def _ms(seconds: float) -> int:
+    return max(0, round(seconds * 1000))
+
+
+def _provider_of(model: Any) -> str | None:
+    return model.partition("/")[0] if isinstance(model, str) and "/" in model else None
+
+
+def _header(value: str) -> bytes:
+    """A header value that cannot break out of its line; what does not fit ASCII is replaced."""
+    return value.encode("ascii", "replace").replace(b"\r", b" ").replace(b"\n", b" ")

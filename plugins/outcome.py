@@ -1,0 +1,102 @@
+"""What became of a request: attempts that failed, answers, and LiteLLM's own account of them afterwards."""
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from core.money import nano_dollars
+from core.usage import UsageState
+from plugins.exchange import Exchange, current
+from plugins.receipt import Receipt
+
+if TYPE_CHECKING:
+    from core.runtime import Runtime
+
+
+def answered(exchange: Exchange, data: dict[str, Any], response: Any) -> None:
+    """LiteLLM has an answer in hand, or a stream that is about to start."""
+    exchange.answer = response
+    exchange.call = data.get("litellm_logging_obj") or exchange.call
+    if hasattr(response, "__aiter__"):
+        exchange.stream = True
+
+
+def attempt_failed(exchange: Exchange, exception: Exception) -> None:
+    status = _status(exception)
+    exchange.end_attempt(status, type(exception).__name__, _usage_after(exception, status))
+
+
+def request_failed(exchange: Exchange, exception: Exception) -> None:
+    """The request as a whole failed."""
+    exchange.error_class = exchange.error_class or _name(exception)
+
+
+def reported_later(runtime: "Runtime", kwargs: dict[str, Any]) -> None:
+    """LiteLLM's log event. It matters only where the books had to say that the usage is unknown or estimated."""
+    call_id = kwargs.get("litellm_call_id")
+    exchange = current.get()
+    if exchange is not None and exchange.call_id == call_id and not exchange.closed:
+        # A client left: LiteLLM bills what it had received before the edge has closed its books.
+        exchange.reported = _report(kwargs)
+        return
+    waiting = _unsure.pop(call_id, None) if call_id else None
+    found = _report(kwargs) if waiting else None
+    if waiting and found:
+        runtime.journal.amend(
+            waiting,
+            {
+                "usage": found.usage,
+                "input_tokens": found.input_tokens,
+                "output_tokens": found.output_tokens,
+                "cost_nano": found.cost_nano or 0,
+            },
+        )
+
+
+def _report(kwargs: dict[str, Any]) -> Receipt | None:
+    report = kwargs.get("standard_logging_object") or {}
+    tokens = report.get("prompt_tokens") or 0, report.get("completion_tokens") or 0
+    if not any(tokens):
+        return None
+    return Receipt(UsageState.ESTIMATED, *tokens, cost_nano=nano_dollars(report.get("response_cost") or 0))
+
+
+def remember_unsure(exchange: Exchange) -> None:
+    """Keep in mind that LiteLLM's log event may know better about the last attempt than the books do."""
+    last = exchange.attempts[-1] if exchange.attempts else None
+    if last is None or exchange.call_id is None or last.usage != UsageState.UNKNOWN:
+        return
+    _unsure[exchange.call_id] = exchange.request_id
+    if len(_unsure) > _MOST_UNSURE:
+        _unsure.popitem(last=False)
+
+
+_MOST_UNSURE = 4096
+_unsure: OrderedDict[str, str] = OrderedDict()
+
+
+def _status(exception: Exception) -> int:
+    status = getattr(exception, "status_code", None)
+    return status if isinstance(status, int) else 0
+
+
+def _name(exception: Exception) -> str:
+    return getattr(exception, "type", None) or type(exception).__name__
+
+
+def _usage_after(exception: Exception, status: int) -> str:
+    """Whether a failed attempt can have been billed.
+
+    A provider that answers with an error status bills nothing, and neither does one that was never reached. A call
+    that timed out or broke off after it was sent may have run to its end.
+    """
+    cause: BaseException | None = exception
+    while cause is not None:
+        if isinstance(cause, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
+            return UsageState.NONE
+        cause = cause.__cause__ or cause.__context__
+    name = type(exception).__name__
+    if "Timeout" in name or "Connection" in name:
+        return UsageState.UNKNOWN
+    return UsageState.NONE if status >= 400 else UsageState.UNKNOWN

@@ -1,0 +1,161 @@
+"""What an answer says it used and cost, whatever its shape: chat, completion, embedding, Responses or Messages."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from core.money import nano_dollars
+from core.usage import UsageState
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Tokens, and cost in nano-dollars (None where nothing prices the model). Input includes cached tokens."""
+
+    usage: str
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    cost_nano: int | None = None
+    from_cache: bool = False
+
+
+def of_answer(response: Any, call: Any) -> Receipt:
+    """The receipt of a complete answer; `call` is LiteLLM's logging object, which prices what the answer does not."""
+    hidden = _hidden(response)
+    if hidden.get("cache_hit") is True:
+        return Receipt(UsageState.NONE, cost_nano=0, from_cache=True)
+    cost = hidden.get("response_cost")
+    if cost is None:
+        cost = call.model_call_details.get("response_cost") or _price(call, response)
+    return _receipt(_field(response, "usage"), cost)
+
+
+def of_chat_stream(stream: Any, call: Any) -> Receipt:
+    """The receipt of a chat or completion stream, as far as it has come.
+
+    A provider's own report, wherever it stood among the chunks, counts as reported; without one LiteLLM counts what
+    arrived.
+    """
+    if getattr(stream, "custom_llm_provider", None) == "cached_response":
+        return Receipt(UsageState.NONE, cost_nano=0, from_cache=True)
+    chunks: list[Any] = getattr(stream, "chunks", None) or []
+    reported = next((usage for chunk in reversed(chunks) if (usage := getattr(chunk, "usage", None))), None)
+    if reported is not None:
+        return of_usage(reported, getattr(stream, "model", None), call)
+    if not chunks:
+        return Receipt(UsageState.UNKNOWN)
+    import litellm
+
+    whole = litellm.stream_chunk_builder(chunks, messages=getattr(stream, "messages", None), logging_obj=call)
+    usage = getattr(whole, "usage", None)
+    if usage is None:
+        return Receipt(UsageState.UNKNOWN)
+    return of_usage(usage, getattr(stream, "model", None), call, UsageState.ESTIMATED)
+
+
+def of_usage(usage: Any, model: str | None, call: Any, state: str = UsageState.REPORTED) -> Receipt:
+    """The receipt of a usage block in any of the three dialects, priced by LiteLLM as a call of `model`."""
+    plain = _receipt(usage, None, state)
+    import litellm
+
+    priced = litellm.ModelResponse(model=model, usage=_as_chat_usage(usage))
+    cost = _price(call, priced)
+    return Receipt(
+        plain.usage,
+        plain.input_tokens,
+        plain.output_tokens,
+        plain.cached_tokens,
+        plain.reasoning_tokens,
+        None if cost is None else nano_dollars(cost),
+    )
+
+
+def usage_in_event(event: bytes) -> dict[str, Any] | None:
+    """The usage block in one server-sent event of any dialect, None if it holds none."""
+    start = event.find(b"{")
+    if start < 0:
+        return None
+    try:
+        data = orjson.loads(event[start:])
+    except orjson.JSONDecodeError:
+        return None
+    for holder in (data, data.get("response"), data.get("message")):
+        if isinstance(holder, dict) and isinstance(holder.get("usage"), dict):
+            return holder["usage"]
+    return None
+
+
+_FINAL = (b'"message_delta"', b'"response.completed"', b'"response.incomplete"', b'"response.failed"', b'"choices":[]')
+
+
+def is_final(event: bytes) -> bool:
+    """True for the event in which its dialect reports the whole usage."""
+    return any(mark in event for mark in _FINAL)
+
+
+def _receipt(usage: Any, cost: float | None, state: str = UsageState.REPORTED) -> Receipt:
+    if usage is None:
+        return Receipt(UsageState.UNKNOWN if cost is None else state, cost_nano=_nano(cost))
+    prompt = _count(usage, "prompt_tokens")
+    output = _count(usage, "completion_tokens") or _count(usage, "output_tokens")
+    details = _field(usage, "prompt_tokens_details") or _field(usage, "input_tokens_details")
+    out_details = _field(usage, "completion_tokens_details") or _field(usage, "output_tokens_details")
+    cached = _count(details, "cached_tokens") or _count(usage, "cache_read_input_tokens")
+    if not prompt:
+        prompt = _count(usage, "input_tokens")
+        if details is None:
+            # The Messages dialect counts cached input beside the rest, the others count it within.
+            prompt += _count(usage, "cache_read_input_tokens") + _count(usage, "cache_creation_input_tokens")
+    return Receipt(state, prompt, output, cached, _count(out_details, "reasoning_tokens"), _nano(cost))
+
+
+def _as_chat_usage(usage: Any) -> Any:
+    import litellm
+
+    if isinstance(usage, litellm.Usage):
+        return usage
+    plain = _receipt(usage, None)
+    fields: dict[str, Any] = {
+        "prompt_tokens": plain.input_tokens,
+        "completion_tokens": plain.output_tokens,
+        "total_tokens": plain.input_tokens + plain.output_tokens,
+    }
+    if plain.reasoning_tokens:
+        fields["reasoning_tokens"] = plain.reasoning_tokens
+    if plain.cached_tokens:
+        fields["prompt_tokens_details"] = {"cached_tokens": plain.cached_tokens}
+        fields["cache_read_input_tokens"] = plain.cached_tokens
+    if written := _count(usage, "cache_creation_input_tokens"):
+        fields["cache_creation_input_tokens"] = written
+    return litellm.Usage(**fields)
+
+
+def _price(call: Any, result: Any) -> float | None:
+    try:
+        return call.response_cost_calculator(result=result)
+    except Exception:  # an unpriced model must not fail its request
+        return None
+
+
+def _nano(cost: float | None) -> int | None:
+    return None if cost is None or cost == "" else nano_dollars(cost)
+
+
+def _hidden(response: Any) -> Mapping[str, Any]:
+    hidden = response.get("_hidden_params") if isinstance(response, dict) else getattr(response, "_hidden_params", None)
+    return hidden if isinstance(hidden, dict) else {}
+
+
+def _field(holder: Any, name: str) -> Any:
+    if holder is None:
+        return None
+    return holder.get(name) if isinstance(holder, dict) else getattr(holder, name, None)
+
+
+def _count(holder: Any, name: str) -> int:
+    value = _field(holder, name)
+    return value if isinstance(value, int) else 0

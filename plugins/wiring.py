@@ -1,0 +1,71 @@
+"""Puts a runtime into the LiteLLM proxy of this process: edge, admin routes, background work. Happens once."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+
+from core.errors import ConfigError, OrchestrationError
+from core.runtime import Runtime
+from plugins import compat
+from plugins.admin.routes import admin_router
+from plugins.edge import Edge
+from plugins.hooks import Orchestration
+from plugins.log import configure_logging
+from plugins.pricing import price_list_version
+
+_LOG = logging.getLogger("orchestration")
+
+
+class Wiring:
+    """The runtime of this process with the callback LiteLLM calls and the task that keeps it alive."""
+
+    def __init__(self) -> None:
+        try:
+            self.runtime = Runtime(compat.config_path(), compat)
+        except ConfigError as error:
+            # LiteLLM would bury this under a traceback; whoever starts the proxy needs the lines alone.
+            print(f"\n{error}\n", file=sys.stderr)  # noqa: T201
+            raise
+        configure_logging(self.runtime.settings.analytics.log_level)
+        self.callback = Orchestration(self.runtime)
+        compat.wrap_app(lambda app: Edge(app, self.runtime))
+        compat.mount(admin_router(self.runtime))
+        self.task = asyncio.get_running_loop().create_task(self._live(), name="orchestration")
+
+    async def _live(self) -> None:
+        prices = asyncio.create_task(asyncio.to_thread(price_list_version))
+        prices.add_done_callback(self._note_prices)
+        try:
+            await self.runtime.run()
+        except OrchestrationError as error:
+            _LOG.critical("%s", error)
+            print(f"\nThe proxy cannot start: {error}\n", file=sys.stderr)  # noqa: T201
+            if os.environ.get(IN_PROCESS) is None:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def _note_prices(self, task: "asyncio.Task[str]") -> None:
+        if not task.cancelled() and task.exception() is None:
+            self.runtime.price_version = task.result()
+
+
+IN_PROCESS = "LLM_ORCHESTRATION_IN_PROCESS"
+"""Set while the Python API runs the proxy inside the application, whose process is not ours to end."""
+
+_wiring: Wiring | None = None
+
+
+def wiring() -> Wiring:
+    """The wiring of this process, made on first use, which is when LiteLLM loads its callbacks."""
+    global _wiring
+    if _wiring is None:
+        _wiring = Wiring()
+    return _wiring
+
+
+async def unwire() -> None:
+    """End the background work of this process's wiring; the program that runs the proxy goes on."""
+    if _wiring is not None:
+        _wiring.task.cancel()
+        await asyncio.wait({_wiring.task})

@@ -1,0 +1,29 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.usage import Attempt, UsageEvent
+
+text = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@given(
+    st.builds(
+        UsageEvent,
+        request_id=text,
+        time_ms=st.integers(0, 2**53),
+        endpoint=text,
+        status=st.integers(0, 599),
+        groups=st.lists(text).map(tuple),
+        cost_nano=st.integers(0, 2**62),
+        attempts=st.lists(st.builds(Attempt, number=st.integers(1, 9), model=text)),
+    )
+)
+def test_an_event_survives_its_line_of_json(event: UsageEvent) -> None:
+    line = event.to_json()
+    assert b"\n" not in line
+    assert UsageEvent.from_json(line) == event
+
+
+def test_a_field_of_a_newer_version_is_dropped() -> None:
+    line = b'{"request_id":"r","time_ms":1,"endpoint":"e","status":200,"from_the_future":1}'
+    assert UsageEvent.from_json(line) == UsageEvent("r", 1, "e", 200)
