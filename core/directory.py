@@ -4,6 +4,7 @@ import hashlib
 import hmac
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any, cast
 
 from core.access import TierAccess
@@ -27,6 +28,7 @@ class Directory:
     def __init__(self, settings: Settings, resolve: Resolve, models: Iterable[str]) -> None:
         self._settings = settings
         self._models = tuple(models)
+        self._names = (*self._models, *settings.routing.policies)
         self.access = TierAccess(settings.tiers)
         self.unresolved: list[str] = []
         self._keys: dict[str, Key] = {}
@@ -62,6 +64,23 @@ class Directory:
             if hmac.compare_digest(known, key_hash):
                 return key_hash, self._keys[known]
         return None
+
+    def models_of(self, entry: Key) -> tuple[str, ...] | None:
+        """The model groups and policies `entry` may ask for, its globs resolved; None for every one there is."""
+        if "*" in entry.models:
+            return None
+        return tuple(
+            dict.fromkeys(
+                name
+                for pattern in entry.models
+                for name in (self._names if _is_glob(pattern) else (pattern,))
+                if fnmatchcase(name, pattern)
+            )
+        )
+
+    def knows(self, key_hash: str | None) -> bool:
+        """Whether the key is one of ours."""
+        return key_hash in self._keys
 
     def caller(self, principal: Principal) -> Caller:
         """The caller behind `principal`: configuration and team metadata grant, the key's own metadata only narrows."""
@@ -146,6 +165,10 @@ class Directory:
         elif wish:
             names = {name: None for name in names if name in wish}
         return tuple(names)
+
+
+def _is_glob(name: str) -> bool:
+    return any(sign in name for sign in "*?[")
 
 
 def _text(value: Any) -> str | None:

@@ -252,5 +252,7 @@ class Ledger:
 
     async def _rest(self, seconds: float) -> None:
         self._wake.clear()
+        # Not wait_for: before Python 3.12 it can swallow the cancellation that `stop` sends.
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()

@@ -165,7 +165,7 @@ class _Query:
         chosen = column.in_(present)
         return or_(chosen, column.is_(None)) if None in values else chosen
 
-    def grouped(self, by: Sequence[str], wanted: ColumnElement[bool]) -> Select[Any]:
+    def grouped(self, by: Sequence[str], wanted: ColumnElement[bool]) -> Select[*tuple[Any, ...]]:
         """One row a group: its key, then the fields of `Usage` as `_usage` reads them."""
         keys = [self._key(name).label(f"key_{number}") for number, name in enumerate(by)]
         same = [self._key(name) for name in by]
@@ -180,7 +180,7 @@ class _Query:
         each = select(*keys, events, *ranks).select_from(source).where(wanted).subquery("each_event")
         failed = or_(each.c.status >= 400, each.c.error_class.is_not(None))
         cached = each.c.cache.in_(["hit", "shared"])
-        sums = [
+        sums: list[ColumnElement[Any]] = [
             func.count(),
             func.sum(case((failed, 1), else_=0)),
             *(func.sum(each.c[name]) for name in _SUMMED),

@@ -23,7 +23,6 @@ async def admit(runtime: "Runtime", exchange: Exchange, auth: Any, data: dict[st
     exchange.principal = auth
     exchange.call = data.get("litellm_logging_obj")
     exchange.call_id = data.get("litellm_call_id")
-    exchange.stream = data.get("stream") is True
     # Identified before anything in the request can be refused, so that refusals have an owner in the books.
     caller = snapshot.directory.caller(compat.principal_of(auth))
     exchange.context = _context(exchange, caller, data, None)
@@ -39,8 +38,7 @@ async def admit(runtime: "Runtime", exchange: Exchange, auth: Any, data: dict[st
     exchange.permits = dict.fromkeys(allowed, True)
     if plan.policy is not None:
         data["model"] = allowed[0]
-        if len(allowed) > 1:
-            data["fallbacks"] = allowed[1:]
+        data["fallbacks"] = allowed[1:]
     elif snapshot.enforces_access and data.get("fallbacks"):
         await _check_fallbacks(exchange, data["fallbacks"])
 
@@ -48,10 +46,11 @@ async def admit(runtime: "Runtime", exchange: Exchange, auth: Any, data: dict[st
 def refused_before_us(runtime: "Runtime", exchange: Exchange, auth: Any, data: Mapping[str, Any]) -> None:
     """A request that LiteLLM refused to a known key before our hook ran: enough context for the books to name its
     owner."""
-    if exchange.context is not None or not getattr(auth, "token", None):
-        return
+    directory = runtime.snapshot.directory
+    if exchange.context is not None or not (auth.token or directory.knows(auth.api_key)):
+        return  # LiteLLM hashes whatever was presented into `api_key`; that alone makes nobody known
     exchange.snapshot = runtime.snapshot
-    exchange.context = _context(exchange, runtime.snapshot.directory.caller(compat.principal_of(auth)), data, None)
+    exchange.context = _context(exchange, directory.caller(compat.principal_of(auth)), data, None)
 
 
 async def permitted(runtime: "Runtime", exchange: Exchange, group: str) -> bool:
@@ -97,7 +96,7 @@ def _context(exchange: Exchange, caller: Caller, data: Mapping[str, Any], claims
         task_type=claims.task_type if claims else None,
         priority=priority,
         session_id=claims.session_id if claims else None,
-        stream=exchange.stream,
+        stream=data.get("stream") is True,
         input_bytes=exchange.body_bytes,
         output_limit=output_limit(data),
     )

@@ -15,11 +15,16 @@ async def authenticate(request: Request, api_key: str) -> Any:
     so). Raises a 401 for any other key.
     """
     presented = api_key.removeprefix("Bearer ")
-    found = wiring().runtime.snapshot.directory.key(presented)
+    directory = wiring().runtime.snapshot.directory
+    found = directory.key(presented)
     if found is not None:
         key_hash, entry = found
         return compat.key_identity(
-            key_hash, user_id=entry.user_id, team_id=entry.team_id, models=list(entry.models), alias=entry.user_id
+            key_hash,
+            user_id=entry.user_id,
+            team_id=entry.team_id,
+            models=directory.models_of(entry),
+            alias=entry.user_id,
         )
     if compat.is_master_key(presented) or compat.database_connected() or compat.uses_jwt():
         return None

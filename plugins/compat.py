@@ -5,13 +5,13 @@ support. The proxy's globals are None while callbacks load, so they are read whe
 """
 
 import hmac
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request
 from litellm.proxy import proxy_server
-from litellm.proxy._types import LitellmUserRoles, ProxyException, UserAPIKeyAuth
+from litellm.proxy._types import LitellmUserRoles, ProxyException, SpecialModelNames, UserAPIKeyAuth
 from litellm.proxy.auth.auth_checks import can_key_call_resolved_model
 from litellm.proxy.auth.user_api_key_auth import user_api_key_auth
 from litellm.types.router import Deployment
@@ -157,16 +157,18 @@ def uses_jwt() -> bool:
 
 
 def key_identity(
-    key_hash: str, *, user_id: str | None, team_id: str | None, models: list[str], alias: str | None
+    key_hash: str, *, user_id: str | None, team_id: str | None, models: Sequence[str] | None, alias: str | None
 ) -> Any:
     """An identity LiteLLM enforces like that of one of its own keys: only `models`, no administration."""
+    # To LiteLLM an empty list means every model.
+    names = [] if models is None else list(models) or [SpecialModelNames.no_default_models.value]
     return UserAPIKeyAuth(
         api_key=key_hash,
         token=key_hash,
         key_alias=alias,
         user_id=user_id,
         team_id=team_id,
-        models=models,
+        models=names,
         team_models=[],
         user_role=LitellmUserRoles.INTERNAL_USER,
     )
@@ -174,6 +176,10 @@ def key_identity(
 
 def unauthorized(message: str) -> Exception:
     return ProxyException(message=message, type="auth_error", param="key", code=401)
+
+
+def forbidden(message: str) -> Exception:
+    return ProxyException(message=message, type="permission_error", param=None, code=403)
 
 
 async def identify(request: Request) -> Any:

@@ -111,6 +111,7 @@ class _Answer:
         self.started = True
         exchange.status = message["status"]
         headers = message["headers"] = list(message.get("headers", ()))
+        exchange.stream = _is_event_stream(headers)
         if not exchange.stream:
             exchange.settle()
         headers += exchange.response_headers()
@@ -186,6 +187,10 @@ def _content_length(headers: list[tuple[bytes, bytes]]) -> int | None:
         if name == b"content-length":
             return int(value) if value.isdigit() else None
     return None
+
+
+def _is_event_stream(headers: list[tuple[bytes, bytes]]) -> bool:
+    return any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers)
 
 
 def _too_large(most: int) -> BodyTooLarge:

@@ -147,7 +147,7 @@ class Exchange:
     def _read_answer(self) -> Receipt:
         if self.answer is None:
             return Receipt(UsageState.UNKNOWN if self.status < 400 else UsageState.NONE)
-        if self.stream:
+        if hasattr(self.answer, "__aiter__"):
             return receipt.of_chat_stream(self.answer, self.call)
         return receipt.of_answer(self.answer, self.call)
 

@@ -63,6 +63,12 @@ class Orchestration(CustomLogger):
             exchange.begin_attempt(kwargs, getattr(call_type, "value", None))
         return None
 
+    async def async_post_call_success_deployment_hook(self, request_data: Any, response: Any, call_type: Any) -> None:
+        """An attempt was answered in full; streams do not come by here."""
+        exchange = current.get()
+        if exchange is not None and request_data.get("litellm_call_id") == exchange.call_id:
+            outcome.provider_answered(exchange, response)
+
     async def async_post_call_failure_deployment_hook(
         self,
         request_data: Mapping[str, Any],

@@ -14,12 +14,15 @@ if TYPE_CHECKING:
     from core.runtime import Runtime
 
 
+def provider_answered(exchange: Exchange, response: Any) -> None:
+    """A provider answered in full. Kept at once, because a guardrail may yet refuse what has already been paid for."""
+    exchange.answer = response
+
+
 def answered(exchange: Exchange, data: dict[str, Any], response: Any) -> None:
     """LiteLLM has an answer in hand, or a stream that is about to start."""
     exchange.answer = response
     exchange.call = data.get("litellm_logging_obj") or exchange.call
-    if hasattr(response, "__aiter__"):
-        exchange.stream = True
 
 
 def attempt_failed(exchange: Exchange, exception: Exception) -> None:

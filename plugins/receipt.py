@@ -89,11 +89,21 @@ def usage_in_event(event: bytes) -> dict[str, Any] | None:
     return None
 
 
-_FINAL = (b'"message_delta"', b'"response.completed"', b'"response.incomplete"', b'"response.failed"', b'"choices":[]')
+_FINAL = (
+    b'"chat.completion.chunk"',
+    b'"text_completion"',
+    b'"message_delta"',
+    b'"response.completed"',
+    b'"response.incomplete"',
+    b'"response.failed"',
+)
 
 
 def is_final(event: bytes) -> bool:
-    """True for the event in which its dialect reports the whole usage."""
+    """True for an event with usage in which its dialect reports the whole of it.
+
+    LiteLLM strips usage from every chunk of a chat stream but the last.
+    """
     return any(mark in event for mark in _FINAL)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 import pytest
 
@@ -17,7 +18,7 @@ from tests.support.proxy import ProxyProcess, SharedProxies
 from tests.support.redis import RedisServer
 
 
-def _without_node(reason: NodeMissing) -> None:
+def without_node(reason: NodeMissing) -> NoReturn:
     """Skip, loudly; on a CI machine, where everything is supposed to be, fail instead."""
     if os.environ.get("CI"):
         pytest.fail(f"CI needs Node.js: {reason}")
@@ -96,8 +97,7 @@ def litellm_databases(shared_postgres: PostgresServer) -> LiteLLMDatabases:
     try:
         return LiteLLMDatabases(shared_postgres)
     except NodeMissing as reason:
-        _without_node(reason)
-        raise
+        without_node(reason)
 
 
 @pytest.fixture
@@ -113,5 +113,4 @@ def node_client() -> NodeClient:
     try:
         return NodeClient()
     except NodeMissing as reason:
-        _without_node(reason)
-        raise
+        without_node(reason)

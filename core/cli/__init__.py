@@ -14,7 +14,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "schema": ("core.cli.schema:command", "Print the JSON Schema of config.yaml."),
     "init": ("core.cli.init:command", "Add the lines to an existing proxy's config.yaml."),
     "doctor": ("core.cli.doctor:command", "Find out why something does not work."),
-    "report": ("core.cli.report:command", "Show who used what, and what it cost."),
+    "report": ("core.cli.report:report", "Show who used what, and what it cost."),
 }
 
 

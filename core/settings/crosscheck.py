@@ -76,7 +76,7 @@ class _Names:
     def _unknown(self, loc: Loc, name: str, valid: Collection[str], kind: str) -> Finding:
         if kind == "model" and name in self.policies:
             message = f"'{shown_name(name)}' is a policy; only models of model_list can stand here"
-            return Finding("error", (SECTION, *loc), message, name, _sorted(valid))
+            return Finding("error", (SECTION, *loc), message, shown_name(name), _sorted(valid))
         what = "matches no" if _is_glob(name) else "is not a"
         message = f"'{shown_name(name)}' {what} {kind}{nearest(name, tuple(valid))}"
         if self.severity == "warning":

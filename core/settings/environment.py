@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -57,8 +58,15 @@ def effective_environ(document: Mapping[str, Any], environ: Mapping[str, str]) -
     """The environment as LiteLLM leaves it: `environment_variables` of the file put over it."""
     written = document.get("environment_variables")
     pairs = cast(dict[object, object], written).items() if isinstance(written, dict) else ()
-    added = {str(name): str(value) for name, value in pairs if value is not None and not is_reference(value)}
-    return {**environ, **added}
+    merged = dict(environ)
+    for name, value in pairs:
+        if is_reference(value):
+            # What only a vault knows stays what it was.
+            with suppress(ConfigError):
+                merged[str(name)] = resolve_environ(str(value), environ)
+        elif value is not None:
+            merged[str(name)] = str(value)
+    return merged
 
 
 def overridden(

@@ -6,7 +6,7 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from core.settings.environment import OVERRIDES
 from core.settings.schema import json_schema
@@ -54,8 +54,8 @@ def _inner(definitions: dict[str, Any], schema: dict[str, Any]) -> tuple[str | N
     """The model that a field holds, and `[]` or `.<name>` where it holds many."""
     for part in [schema, *schema.get("anyOf", [])]:
         for content, suffix in ((part, ""), (part.get("items"), "[]"), (part.get("additionalProperties"), ".<name>")):
-            reference = content.get("$ref") if isinstance(content, dict) else None
-            name = str(reference).rpartition("/")[2]  # pyright: ignore[reportUnknownArgumentType]
+            reference = cast(dict[str, Any], content).get("$ref") if isinstance(content, dict) else None
+            name = str(reference).rpartition("/")[2]
             if reference and "properties" in definitions[name]:
                 return name, suffix
     return None, ""
@@ -66,8 +66,7 @@ def _default(schema: dict[str, Any]) -> str:
     if isinstance(default, bool):
         return f"`{str(default).lower()}`"
     if isinstance(default, list):
-        items: list[Any] = default
-        return f"`[{', '.join(str(item) for item in items)}]`"
+        return f"`[{', '.join(str(item) for item in cast(list[Any], default))}]`"
     if default is None:
         return "`null`" if "default" in schema else "`{}`"
     return f"`{default}`"

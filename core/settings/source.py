@@ -3,7 +3,7 @@
 import hashlib
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -109,7 +109,7 @@ def _compose(path: Path, content: bytes) -> MappingNode:
         problem = f"not a valid YAML file: {error.reason}"
         raise InvalidConfig([Finding("error", (), problem, file=str(path), line=line, column=1)]) from None
     except yaml.YAMLError as error:
-        raise InvalidConfig([_syntax(error, path)]) from None
+        raise InvalidConfig([_syntax(error, path, content)]) from None
     except (RecursionError, ValueError):
         problem = "not a valid YAML file"
         raise InvalidConfig([Finding("error", (), problem, file=str(path), line=1, column=1)]) from None
@@ -136,27 +136,23 @@ def _shallow(stream: io.BytesIO, content: bytes, path: Path) -> io.BytesIO:
     return stream
 
 
-def _syntax(error: yaml.YAMLError, path: Path) -> Finding:
+def _syntax(error: yaml.YAMLError, path: Path, content: bytes | None = None) -> Finding:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     problem = str(getattr(error, "problem", None) or "not a valid YAML file")
-    if "'\\t'" in problem or "\t" in problem:
+    if "'\\t'" in problem or "\t" in problem or "tab character" in problem:
         problem += "; YAML is indented with spaces, never with tabs"
     finding = Finding("error", (), f"YAML: {problem}", file=str(path), line=1, column=1)
-    return _at(finding, mark, str(path)) if mark else finding
+    if mark:
+        finding = _at(finding, mark, str(path))
+    if content is not None:
+        # libyaml puts what is missing at the end one line after the last.
+        lines = max(1, len(content.decode(errors="replace").splitlines()))
+        finding = replace(finding, line=min(finding.line or 1, lines))
+    return finding
 
 
 def _at(finding: Finding, mark: Any, file: str | None = None) -> Finding:
-    return Finding(
-        severity=finding.severity,
-        loc=finding.loc,
-        message=finding.message,
-        value=finding.value,
-        valid=finding.valid,
-        file=file or str(mark.name),
-        line=mark.line + 1,
-        column=mark.column + 1,
-        variable=finding.variable,
-    )
+    return replace(finding, file=file or str(mark.name), line=mark.line + 1, column=mark.column + 1)
 
 
 def _child(node: Node, part: str | int) -> tuple[Node | None, Node | None]:

@@ -1,7 +1,7 @@
 """URLs of the store and of Redis: what is accepted, how it is normalised, and how it may be shown."""
 
 import re
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from core.settings.reference import checked_reference, is_reference
 
@@ -38,7 +38,9 @@ def checked_store_url(url: str) -> str:
     if parts.scheme in _SQLITE and url.partition("://")[2][:1] in {"", "/"}:
         return f"sqlite+aiosqlite://{url.partition('://')[2]}"
     if parts.scheme in _POSTGRES and "://" in url and parts.path.strip("/"):
-        return urlunsplit(parts._replace(scheme="postgresql+asyncpg", query=_asyncpg_query(parts.query)))
+        # By hand: urlunsplit drops the slashes of a URL without a host (a Unix socket).
+        query = _asyncpg_query(parts.query)
+        return f"postgresql+asyncpg://{parts.netloc}{parts.path}{'?' if query else ''}{query}"
     raise ValueError("must be sqlite:///<file> or postgresql://<user>:<password>@<host>:<port>/<database>")
 
 

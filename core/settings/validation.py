@@ -31,6 +31,9 @@ def validated(section: Mapping[str, Any]) -> tuple[Settings | None, list[Finding
         if all(other.loc != finding.loc for other in findings):
             findings.append(finding)
         comparable = comparable and _removed(rest, loc, detail["type"])
+    # A list with a wrong item is also said to be too short.
+    places = [finding.loc for finding in findings]
+    findings = [f for f in findings if not any(p[: len(f.loc)] == f.loc and len(p) > len(f.loc) for p in places)]
     if not comparable:
         return None, findings
     try:
@@ -41,7 +44,9 @@ def validated(section: Mapping[str, Any]) -> tuple[Settings | None, list[Finding
 
 def nearest(name: str, valid: tuple[str, ...]) -> str:
     """`; did you mean 'x'?`, or nothing when no valid name is near."""
-    near = difflib.get_close_matches(name, valid, n=1) or [v for v in valid if v.lower() == name.lower()]
+    near = difflib.get_close_matches(name, valid, n=1) or [
+        one for one in valid if len(name) > 2 and one.lower().startswith(name.lower())
+    ]
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
@@ -63,12 +68,16 @@ def _finding(detail: ErrorDetails, loc: Loc) -> Finding:
         return Finding("error", place, message, value=text, valid=valid)
     if kind == "value_error":
         message = str(context.get("error", "is not valid"))
+    elif kind == "too_short":
+        message = f"needs at least {context.get('min_length', 1)} item(s)"
     elif kind == "model_type":
         message = "must be a mapping of fields"
     elif len(detail["loc"]) > len(loc) and loc[-1:] in {("when",), ("audience",)}:
         message = "must be an expression, or a mapping of fields"
     else:
-        message = detail["msg"].replace("Input should", "must").replace("Value error, ", "")
+        message = detail["msg"].replace("Input should", "must")
+        for pythonic, plain in (("a valid tuple", "a list"), ("a valid dictionary", "a mapping")):
+            message = message.replace(pythonic, plain)
         message = message[:1].lower() + message[1:]
     if kind == "string_type" and isinstance(value, (bool, int, float)):
         message += "; put it in quotes"

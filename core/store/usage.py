@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from core.journal import Amendment
 from core.store.tables import ATTEMPT_COLUMNS, EVENT_COLUMNS, usage_amendments, usage_attempts, usage_events
-from core.store.writing import insert
+from core.store.writing import insert, without_nul
 from core.usage import Attempt, UsageEvent
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class UsageRepository:
         await connection.execute(
             update(usage_events)
             .where(usage_events.c.request_id == event.request_id)
-            .values({name: getattr(event, name) for name in _AMENDED})
+            .values({name: _kept(getattr(event, name)) for name in _AMENDED})
         )
         for attempt in event.attempts:
             await connection.execute(
@@ -152,6 +152,10 @@ class UsageRepository:
                 if event := events.get(row["request_id"]):
                     event.attempts.append(Attempt(**{name: row[name] for name in ATTEMPT_COLUMNS}))
         return events
+
+
+def _kept(value: str | int | None) -> str | int | None:
+    return without_nul(value) if isinstance(value, str) else value
 
 
 def _groups_text(groups: tuple[str, ...]) -> str:

@@ -34,13 +34,14 @@ def _clean(table: Table, rows: Sequence[tuple[Any, ...]]) -> list[Sequence[Any]]
             # JSON (groups) carries a NUL as an escape, which PostgreSQL's JSON functions refuse as well.
             joined = "\n".join(filter(None, values))
             if "\0" in joined or "\\u0000" in joined:
-                columns[number] = [_without_nul(value) for value in values]
+                columns[number] = [without_nul(value) for value in values]
         elif not isinstance(column.type, Boolean):
             _check_integers(column.name, values)
     return columns
 
 
-def _without_nul(value: str | None) -> str | None:
+def without_nul(value: str | None) -> str | None:
+    """The text as both databases can keep it."""
     return value and value.replace("\0", "\ufffd").replace("\\u0000", "\ufffd")
 
 
@@ -49,7 +50,7 @@ def _check_integers(name: str, values: Iterable[int | None]) -> None:
     present = [value for value in values if value is not None]
     if not present:
         return
-    if not isinstance(sum(present), int) or max(present) >= _INT64 or min(present) < -_INT64:
+    if type(sum(present)) is not int or max(present) >= _INT64 or min(present) < -_INT64:
         raise ValueError(f"{name} is not a 64-bit integer")
 
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, HTTPException, Request
+from fastapi import APIRouter, Depends, Request
 
 from core.runtime import Runtime
 from plugins import compat
@@ -13,17 +13,7 @@ async def reader(request: Request) -> Any:
     """A proxy administrator, or one who may only look."""
     auth = await compat.identify(request)
     if not compat.may_read(auth):
-        raise HTTPException(
-            403,
-            {
-                "error": {
-                    "message": "Only the proxy's administrators may see this.",
-                    "type": "permission_error",
-                    "param": None,
-                    "code": "administrators_only",
-                }
-            },
-        )
+        raise compat.forbidden("Only the proxy's administrators may see this.")
     return auth
 
 

@@ -15,6 +15,7 @@ import psycopg
 import pytest
 import redis
 
+from tests.conftest import without_node
 from tests.support import npm, processes
 from tests.support.clock import Clock
 from tests.support.eventually import NeverHappened, eventually, eventually_sync
@@ -132,16 +133,25 @@ def test_children_do_not_outlive_a_killed_test_run():
     eventually_sync(lambda: not processes.lives(child), within=10)
 
 
+@pytest.mark.usefixtures("node_client")  # which skips without Node.js
 def test_node_packages_are_installed_once_for_the_same_lock_file():
-    try:
-        npm.node()
-    except npm.NodeMissing as reason:
-        pytest.skip(str(reason))
     source = ROOT / "tests" / "support" / "node"
     first = npm.installed(source)
     before = (first / "node_modules").stat().st_mtime_ns
     assert npm.installed(source) == first
     assert (first / "node_modules").stat().st_mtime_ns == before
+
+
+def test_without_node_tests_are_skipped_but_not_on_ci(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(npm.NodeMissing, match="node is not installed") as missing:
+        npm.node()
+    monkeypatch.delenv("CI", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="NOT TESTED"):
+        without_node(missing.value)
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(pytest.fail.Exception, match=r"CI needs Node\.js"):
+        without_node(missing.value)
 
 
 @pytest.mark.parametrize("folder", ["node", "prisma_bridge"])

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 T = TypeVar("T")
 
@@ -52,9 +52,8 @@ async def eventually(condition: Callable[[], T | Awaitable[T]], within: float = 
     watch = _Watch(within, _name(condition, what))
     while True:
         try:
-            value = condition()
-            if inspect.isawaitable(value):
-                value = await value
+            found = condition()
+            value = cast(T, await found if inspect.isawaitable(found) else found)
             if value:
                 return value
             watch.saw(f"returned {value!r}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,7 @@ from typing import Any
 
 import httpx
 
-from tests.support.proxy import MASTER_KEY, proxy_environment, write_config
+from tests.support.proxy import proxy_environment, write_config
 
 _ROOT = Path(__file__).resolve().parents[2]
 _started_in: int | None = None
@@ -30,6 +31,7 @@ async def proxy_in_process(
 ) -> AsyncIterator[httpx.AsyncClient]:
     """Run LiteLLM's proxy here and yield a client with the master key; only once in a process.
 
+    httpx's ASGI transport gives a stream only when it is complete; for anything about pace use `ProxyProcess`.
     The process's environment is replaced while it runs, so that it is that of `ProxyProcess`. Raises RuntimeError
     for a second proxy in the same process, also after the first has ended.
     """
@@ -79,7 +81,7 @@ def in_a_fresh_process(function: Callable[..., Coroutine[Any, Any, None]], *argu
         "module, name, *arguments = sys.argv[1:]\n"
         "asyncio.run(getattr(importlib.import_module(module), name)(*arguments))\n"
     )
-    environment = {**os.environ, "LITELLM_MASTER_KEY": str(MASTER_KEY)}
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     result = subprocess.run(
         [sys.executable, "-c", code, function.__module__, function.__qualname__, *arguments],
         cwd=_ROOT,
@@ -89,6 +91,6 @@ def in_a_fresh_process(function: Callable[..., Coroutine[Any, Any, None]], *argu
         timeout=within,
     )
     if result.returncode:
-        output = (result.stdout + result.stderr).replace(MASTER_KEY, "sk-...")
+        output = re.sub(r"sk-[\w-]{20,}", "sk-...", result.stdout + result.stderr)
         raise AssertionError(f"{function.__qualname__} failed in its own process:\n{output[-6000:]}")
     return result.stdout

@@ -228,7 +228,7 @@ class ProxyProcess:
     # ---- What it wrote and used ----
 
     def log_text(self) -> str:
-        """All it has printed, with the session's keys made unreadable."""
+        """All it has printed, with the session's keys made unreadable; the file `log` has it as it is."""
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
         for key in (self.key, self.env["LITELLM_SALT_KEY"]):
             text = text.replace(key, "sk-...")

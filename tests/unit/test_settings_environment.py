@@ -64,16 +64,13 @@ def test_a_variable_overrides_the_file(tmp_path: Path, override: Any):
     assert before != after or override.variable == "METRICS_ENABLED"
 
 
-@pytest.mark.parametrize("override", OVERRIDES, ids=lambda override: override.variable)
-def test_a_bad_value_is_refused_by_the_name_of_its_variable(tmp_path: Path, override: Any):
-    bad = CASES[override.variable][2]
-    if bad is None:
-        pytest.skip("takes any text")
+@pytest.mark.parametrize("variable", [variable for variable, (_, _, bad) in CASES.items() if bad is not None])
+def test_a_bad_value_is_refused_by_the_name_of_its_variable(tmp_path: Path, variable: str):
     with pytest.raises(InvalidConfig) as raised:
-        load(config(tmp_path), {override.variable: bad})
+        load(config(tmp_path), {variable: str(CASES[variable][2])})
     (finding,) = (finding for finding in raised.value.findings if finding.severity == "error")
-    assert finding.variable == override.variable
-    assert str(finding).startswith(f"environment {override.variable} error orchestration.")
+    assert finding.variable == variable
+    assert str(finding).startswith(f"environment {variable} error orchestration.")
     assert finding.line is None
 
 
@@ -97,9 +94,9 @@ def test_the_database_of_litellms_general_settings_is_not_ours(tmp_path: Path):
 
 def test_variables_that_the_file_sets_count_as_litellm_sets_them(tmp_path: Path):
     path = config(tmp_path, "environment_variables: {CACHE_TTL: 9, REDIS_URL: os.environ/OTHER}")
-    settings = load(path, {"CACHE_TTL": "5"}).settings
+    settings = load(path, {"CACHE_TTL": "5", "REDIS_URL": "redis://before", "OTHER": "redis://localhost"}).settings
     assert settings.caching.default_ttl == 9
-    assert settings.shared_state.url is None
+    assert settings.shared_state.url == "redis://localhost"
 
 
 def test_metrics_variables_that_contradict_each_other_are_refused(tmp_path: Path):

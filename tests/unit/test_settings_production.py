@@ -104,7 +104,8 @@ def test_a_written_out_secret_is_a_warning_and_in_production_an_error(tmp_path: 
 
 
 def test_references_and_placeholders_are_not_secrets(tmp_path: Path):
-    rest = "model_list: [{model_name: m, litellm_params: {api_key: os.environ/K}}, {model_name: n, litellm_params: {api_key: none}}]"
+    models = [{"model_name": "m", "litellm_params": {"api_key": key}} for key in ("os.environ/K", "none")]
+    rest = f"model_list: {models}"
     assert findings(tmp_path, SAFE, rest) == []
 
 

@@ -90,10 +90,10 @@ class Budget(Section):
     @model_validator(mode="before")
     @classmethod
     def _the_old_name_decides(cls, data: Any) -> Any:
-        fields = cast(Mapping[str, Any], data) if isinstance(data, Mapping) else {}
+        fields: Mapping[str, Any] = cast(Mapping[str, Any], data) if isinstance(data, Mapping) else {}
         if fields.get("auto_disable_at_limit") is False and "at_limit" not in fields:
             return {**fields, "at_limit": "warn"}
-        return data
+        return cast(Any, data)
 
     @field_validator("alert_thresholds")
     @classmethod
