@@ -14,6 +14,7 @@ from litellm.proxy import proxy_server
 from litellm.proxy._types import LitellmUserRoles, ProxyException, SpecialModelNames, UserAPIKeyAuth
 from litellm.proxy.auth.auth_checks import can_key_call_resolved_model
 from litellm.proxy.auth.user_api_key_auth import user_api_key_auth
+from litellm.proxy.shutdown.graceful_shutdown_manager import GracefulShutdownManager
 from litellm.types.router import Deployment
 
 from core.context import Principal
@@ -41,6 +42,16 @@ def wrap_app(wrapper: Callable[[Any], Any]) -> None:
 def mount(router: APIRouter) -> None:
     """Add our routes to LiteLLM's app."""
     proxy_server.app.include_router(router)
+
+
+async def call_app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Make a request of our own to LiteLLM's app."""
+    await proxy_server.app(scope, receive, send)
+
+
+def shutting_down() -> bool:
+    """Whether LiteLLM's shutdown has come to where it waits for the requests in flight."""
+    return GracefulShutdownManager.is_shutting_down()
 
 
 def database_connected() -> bool:

@@ -10,6 +10,7 @@ from core.errors import ConfigError, OrchestrationError
 from core.runtime import Runtime
 from plugins import compat
 from plugins.admin.routes import admin_router
+from plugins.draining import Draining
 from plugins.edge import Edge
 from plugins.hooks import Orchestration
 from plugins.log import configure_logging
@@ -32,7 +33,15 @@ class Wiring:
         self.callback = Orchestration(self.runtime)
         compat.wrap_app(lambda app: Edge(app, self.runtime))
         compat.mount(admin_router(self.runtime))
+        draining = Draining(self.close)
+        compat.mount(draining.router())
+        draining.follow_signals()
         self.task = asyncio.get_running_loop().create_task(self._live(), name="orchestration")
+
+    async def close(self) -> None:
+        """End the runtime: everything in the store, connections closed."""
+        self.task.cancel()
+        await asyncio.wait({self.task})
 
     async def _live(self) -> None:
         prices = asyncio.create_task(asyncio.to_thread(price_list_version))
@@ -67,5 +76,4 @@ def wiring() -> Wiring:
 async def unwire() -> None:
     """End the background work of this process's wiring; the program that runs the proxy goes on."""
     if _wiring is not None:
-        _wiring.task.cancel()
-        await asyncio.wait({_wiring.task})
+        await _wiring.close()

@@ -217,15 +217,16 @@ def _keys(document: Data) -> Iterator[Finding]:
 
 def _services(config: Path) -> Iterator[Finding]:
     """The journal and the store that this config and the environment name."""
-    from core.settings import load
+    from core.settings import load, store_url
 
     try:
         settings = load(config).settings
+        url = store_url(settings, os.environ)
     except ConfigError as error:
         yield Finding("error", str(error), f"llm-orchestration check {config}")
         return
     yield journal_finding(Path(settings.journal.dir).absolute())
-    yield asyncio.run(store_finding(settings.store.url))
+    yield asyncio.run(store_finding(url))
 
 
 def journal_finding(folder: Path) -> Finding:

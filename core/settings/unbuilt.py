@@ -28,7 +28,7 @@ class Unbuilt:
 
 
 UNBUILT: tuple[Unbuilt, ...] = (
-    Unbuilt("shared_state.url", "state is kept in memory, one worker"),
+    Unbuilt("shared_state.url", "instances share nothing through it yet; it only lifts the limit of one worker"),
     Unbuilt("shared_state.on_outage", "there is no shared state yet"),
     Unbuilt("journal.redis", "the journal is written to journal.dir"),
     Unbuilt("secrets.default_provider", "only environment variables are read", lambda value: value != "local"),

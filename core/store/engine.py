@@ -148,6 +148,9 @@ def _sqlite_engine(url: StoreUrl) -> AsyncEngine:
         cursor = connection.cursor()
         # FULL, not NORMAL: with NORMAL a power cut may take back commits, and by then the journal is deleted.
         cursor.execute("PRAGMA synchronous=FULL")
+        # Room for the indices' pages (8 MiB), and a log long enough that each is copied back once for many batches.
+        cursor.execute("PRAGMA cache_size=-8192")
+        cursor.execute("PRAGMA wal_autocheckpoint=4000")
         cursor.close()
 
     def begin(connection: Connection) -> None:

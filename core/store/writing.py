@@ -2,12 +2,16 @@
 
 from collections.abc import Iterable, Sequence
 from functools import cache
+from itertools import chain
 from typing import Any
 
 from sqlalchemy import BigInteger, Boolean, Integer, Table, Text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 _INT64 = 1 << 63
+# Rows of one SQLite statement. executemany would take the interpreter's lock again after every row, and on a busy
+# event loop wait up to 5 ms for it each time. Few sizes, so that the prepared statements are found again.
+_SIZES = (200, 50, 10, 1)
 
 
 async def insert(connection: AsyncConnection, table: Table, rows: Sequence[tuple[Any, ...]]) -> int:
@@ -20,10 +24,15 @@ async def insert(connection: AsyncConnection, table: Table, rows: Sequence[tuple
         return 0
     columns = _clean(table, rows)
     if connection.dialect.name == "postgresql":
-        result = await connection.exec_driver_sql(_from_arrays(table), tuple(columns))
-    else:
-        result = await connection.exec_driver_sql(_one_by_one(table), list(zip(*columns, strict=True)))
-    return result.rowcount
+        return (await connection.exec_driver_sql(_from_arrays(table), tuple(columns))).rowcount
+    inserted, start = 0, 0
+    values = list(zip(*columns, strict=True))
+    for size in _SIZES:
+        while len(values) - start >= size:
+            flat = tuple(chain.from_iterable(values[start : start + size]))
+            inserted += (await connection.exec_driver_sql(_from_values(table, size), flat)).rowcount
+            start += size
+    return inserted
 
 
 def _clean(table: Table, rows: Sequence[tuple[Any, ...]]) -> list[Sequence[Any]]:
@@ -55,10 +64,13 @@ def _check_integers(name: str, values: Iterable[int | None]) -> None:
 
 
 @cache
-def _one_by_one(table: Table) -> str:
+def _from_values(table: Table, size: int) -> str:
     names = ", ".join(f'"{column.name}"' for column in table.columns)
-    places = ", ".join("?" for _ in table.columns)
-    return f"INSERT INTO {table.name} ({names}) VALUES ({places}) ON CONFLICT DO NOTHING"  # noqa: S608
+    places = f"({', '.join('?' for _ in table.columns)})"
+    return (
+        f"INSERT INTO {table.name} ({names}) VALUES {', '.join([places] * size)} "  # noqa: S608
+        "ON CONFLICT DO NOTHING"
+    )
 
 
 @cache

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import httpx
 import psutil
-from ruamel.yaml import YAML
+import yaml
 
 from tests.support import processes
 from tests.support.eventually import eventually_sync
@@ -68,8 +68,7 @@ def write_config(config: Mapping[str, Any] | Path, folder: Path) -> Path:
     if isinstance(config, Path):
         return config.resolve()
     path = folder / "config.yaml"
-    with path.open("w") as file:
-        YAML(typ="safe").dump(json.loads(json.dumps(config)), file)
+    path.write_text(yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False))
     return path
 
 

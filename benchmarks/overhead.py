@@ -1,0 +1,218 @@
+"""What this project costs a LiteLLM proxy: CPU, throughput, latency, start-up and memory against the bare one.
+
+    python -m benchmarks.overhead [--quick] [--json]
+
+Both proxies run at the same time and take turns in short windows; every figure is a median over pairs of windows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+
+from benchmarks.client import Connection, Interrupted, Window, get, load, post
+from benchmarks.figures import Bound, Figure, Result, spread
+from benchmarks.rivals import USER_KEY, Rival, bare, plain_environment, with_ours, with_ours_and_keys
+from tests.support.eventually import eventually
+from tests.support.provider import ProviderProcess
+
+_SETTLE = 0.3
+"""Seconds after a window in which work that an answer left behind (log events, the usage ledger) comes to its end."""
+
+_WARM_UP = 300
+_STARTS_WITHIN = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A kind of traffic."""
+
+    connections: int
+    stream: bool = False
+
+    def __str__(self) -> str:
+        return f"{'streams' if self.stream else 'answers'}, {self.connections} connections".replace("1 connections",
+        "1 connection")
+
+    def request(self, proxy: Rival) -> bytes:
+        body = {"model": "small", "messages": [{"role": "user", "content": "What is the answer, in a few words?"}]}
+        if self.stream:
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+        return post("/v1/chat/completions", body, proxy.user_key)
+
+
+LOADS = tuple(Load(connections, stream) for stream in (False, True) for connections in (1, 16, 64))
+_MAIN = Load(16)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much is measured."""
+
+    pairs: int
+    requests: int
+    starts: int
+    warm_up: int
+
+
+FULL = Plan(pairs=21, requests=100, starts=3, warm_up=_WARM_UP)
+QUICK = Plan(pairs=4, requests=40, starts=1, warm_up=40)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One proxy's window in a pair, and the CPU seconds a request that it took from one pair's begin to the next's."""
+
+    window: Window
+    cpu: float
+
+    @property
+    def p50(self) -> float:
+        return statistics.median(self.window.latencies)
+
+
+Pair = tuple[Turn, Turn]
+"""The bare proxy's turn and ours, taken one right after the other."""
+
+
+async def pairs(before: Rival, after: Rival, kind: Load, plan: Plan) -> list[Pair]:
+    """Windows in turn, A B B A A B ..., so that a machine that speeds up or slows down favours neither."""
+    found: list[Pair] = []
+    for number in range(plan.pairs):
+        rivals = (before, after) if number % 2 == 0 else (after, before)
+        cpu = {rival: rival.cpu for rival in rivals}
+        windows: dict[Rival, Window] = {}
+        for rival in rivals:
+            windows[rival] = await load(
+                rival.port, kind.request(rival), count=plan.requests, connections=kind.connections
+            )
+            await asyncio.sleep(_SETTLE)
+        one, other = (Turn(windows[rival], (rival.cpu - cpu[rival]) / plan.requests) for rival in (before, after))
+        found.append((one, other))
+    return found
+
+
+def figures_of(kind: Load, found: Sequence[Pair]) -> Iterator[Figure]:
+    """CPU and throughput ratios of a kind of traffic; with one connection the latency it adds as well."""
+    cpu = [after.cpu / before.cpu for before, after in found]
+    yield Figure.of(f"CPU a request, {kind}", cpu, "x", Bound("<=", 1.03) if kind == _MAIN else None)
+    yield Figure.of(f"CPU a request, {kind}, bare", [before.cpu * 1e3 for before, _ in found], "ms")
+    rates = [after.window.rate / before.window.rate for before, after in found]
+    yield Figure.of(f"throughput, {kind}", rates, "x", Bound(">=", 1.0, within_noise=True))
+    yield Figure.of(f"throughput, {kind}, bare", [before.window.rate for before, _ in found], "requests/s")
+    if kind.connections == 1:
+        must = None if kind.stream else Bound("<=", 0.3)
+        added = [(after.p50 - before.p50) * 1e3 for before, after in found]
+        yield Figure.of(f"p50 added, {kind}", added, "ms", must)
+        # A window is too short for a p99 of its own; over all of them the two can be compared, without an interval.
+        tails = [statistics.quantiles(_latencies(found, side), n=100)[98] for side in (0, 1)]
+        yield Figure(f"p99 added, {kind}", (tails[1] - tails[0]) * 1e3, "ms")
+
+
+def _latencies(found: Sequence[Pair], side: int) -> list[float]:
+    return [seconds for pair in found for seconds in pair[side].window.latencies]
+
+
+# ---- Start-up ----
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Seconds from the command until the proxy answers, and the CPU seconds they took."""
+
+    alive: float
+    first_answer: float
+    cpu: float
+
+
+async def time_to_start(proxy: Rival) -> Start:
+    """Start a proxy and measure when it first answers /health/liveliness, and a chat."""
+    begun = time.perf_counter()
+    proxy.spawn()
+    try:
+        alive = await _first_200(proxy, get("/health/liveliness")) - begun
+        answered = await _first_200(proxy, _MAIN.request(proxy)) - begun
+        return Start(alive, answered, proxy.cpu)
+    finally:
+        proxy.stop()
+
+
+async def _first_200(proxy: Rival, request: bytes) -> float:
+    """When the first 200 was there."""
+    deadline = time.monotonic() + _STARTS_WITHIN
+    while time.monotonic() < deadline and proxy.running:
+        try:
+            with closing(await Connection.open(proxy.port)) as connection:
+                if (await connection.ask(request)).status == 200:
+                    return time.perf_counter()
+        except (OSError, Interrupted):
+            pass
+        await asyncio.sleep(0.01)
+    raise RuntimeError(f"the proxy does not answer; its log ends:\n{proxy.log_tail()}")
+
+
+async def start_figures(before: Rival, after: Rival, count: int) -> list[Figure]:
+    """Start-up ratios over alternating starts, one proxy at a time."""
+    starts: list[tuple[Start, Start]] = []
+    await time_to_start(after)  # compiles and caches what a first start has to
+    for number in range(count):
+        order = (before, after) if number % 2 == 0 else (after, before)
+        measured = {proxy: await time_to_start(proxy) for proxy in order}
+        starts.append((measured[before], measured[after]))
+    must = Bound("<=", 1.15)
+    return [
+        Figure.of("start-up until alive", [b.alive / a.alive for a, b in starts], "x", must),
+        Figure.of("start-up until the first answer", [b.first_answer / a.first_answer for a, b in starts], "x", must),
+        Figure.of("start-up until the first answer, bare", [a.first_answer for a, _ in starts], "s"),
+        Figure.of("start-up CPU", [b.cpu / a.cpu for a, b in starts], "x"),
+    ]
+
+
+# ---- All of it ----
+
+
+async def _warm(proxies: Sequence[Rival], plan: Plan) -> None:
+    for proxy in proxies:
+        for kind in (_MAIN, Load(16, stream=True)):
+            await load(proxy.port, kind.request(proxy), count=plan.warm_up, connections=16)
+
+
+async def measure(plan: Plan = FULL, kinds: Sequence[Load] = LOADS, *, packaging: bool = True) -> Result:
+    """Every figure. The full plan takes some seven minutes on two cores."""
+    began = time.perf_counter()
+    figures: list[Figure] = []
+    with ExitStack() as stack:
+        provider = stack.enter_context(ProviderProcess(itemised=False))
+        alone, ours = Rival(bare(provider.url)), Rival(with_ours(provider.url))
+        stack.callback(alone.close)
+        stack.callback(ours.close)
+        figures += await start_figures(alone, ours, plan.starts)
+        alone.start()
+        ours.start()
+        await _warm((alone, ours), plan)
+        for kind in kinds:
+            figures += figures_of(kind, await pairs(alone, ours, kind, plan))
+        mib = 1 << 20
+        added = (ours.rss - alone.rss) / mib
+        figures.append(Figure("memory added", added, "MiB", must=Bound("<=", 40)))
+        figures.append(Figure("memory, bare", alone.rss / mib, "MiB"))
+        with closing(Rival(with_ours_and_keys(provider.url), user_key=USER_KEY)) as quickstart:
+            quickstart.start()
+            await _warm([quickstart], plan)
+            found = await pairs(alone, quickstart, _MAIN, plan)
+            cpu = [after.cpu / before.cpu for before, after in found]
+            figures.append(Figure.of("CPU a request with our keys", cpu, "x"))
+        alone.stop()
+        if packaging:
+            with closing(Rival(bare(provider.url), program=plain_environment())) as plain:
+                plain.start()
+                await _warm([plain], plan)
+                found = await pairs(plain, ours, _MAIN, plan)
+                cpu = [before.cpu / after.cpu for before, after in found]
+                must = Bound(">=", 1.4)
+                figures.append(Figure.of("requests a CPU second against a plain installation", cpu, "x", must))
+    return Result("overhead", figures, time.perf_counter() - began)

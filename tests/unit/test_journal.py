@@ -1,0 +1,301 @@
+"""The journal: what was appended is there after any death, and what is damaged is seen."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.errors import JournalFull, StoreError
+from core.journal import Amendment, Batch, Journal, Segment, decode_lines
+from core.journal.record import encode
+from core.usage import Attempt, UsageEvent, UsageState
+
+_TEXT = st.text(max_size=20) | st.sampled_from(["\0", "\ud800", "\u2028\n\r", "\U0001f600", "=1+1"])
+_NAME = st.none() | _TEXT
+_EVENTS = st.builds(
+    UsageEvent,
+    request_id=_TEXT,
+    time_ms=st.integers(0, 1 << 62),
+    endpoint=_TEXT,
+    status=st.integers(100, 599),
+    groups=st.lists(_TEXT, max_size=3).map(tuple),
+    user_id=_NAME,
+    priority=st.none() | st.integers(),
+    cost_nano=st.integers(-(1 << 70), 1 << 70),
+    streamed=st.booleans(),
+    attempts=st.lists(st.builds(Attempt, number=st.integers(1, 9), model=_TEXT, cost_nano=st.integers()), max_size=3),
+)
+
+
+def event(number: int, **fields: object) -> UsageEvent:
+    return UsageEvent(f"request-{number}", 1_800_000_000_000 + number, "/v1/chat/completions", 200, **fields)  # type: ignore[arg-type]
+
+
+def read_all(segment: Segment) -> Batch:
+    """Everything in a segment that is not acknowledged, in one batch."""
+    whole = Batch(end=segment.acknowledged)
+    while segment.backlog:
+        batch = decode_lines(segment.read(), segment.acknowledged)
+        whole.events += batch.events
+        whole.amendments += batch.amendments
+        whole.rejected += batch.rejected
+        whole.torn += batch.torn
+        segment.acknowledge(batch.end, batch.records)
+    return whole
+
+
+def adopted(directory: Path) -> list[Batch]:
+    """What an heir finds."""
+    heir = Journal(directory, "heir")
+    segments = heir.adopt()
+    try:
+        return [read_all(segment) for segment in segments]
+    finally:
+        for segment in segments:
+            segment.close()
+        heir.close()
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    journal = Journal(tmp_path / "journal", "one")
+    yield journal
+    journal.close()
+
+
+def test_what_is_appended_is_read_back_in_order(journal: Journal) -> None:
+    for number in range(5):
+        journal.append(event(number, groups=("a",), attempts=[Attempt(1, "large")]))
+    assert read_all(journal.segments[0]).events == [
+        event(number, groups=("a",), attempts=[Attempt(1, "large")]) for number in range(5)
+    ]
+
+
+@settings(deadline=None)
+@given(_EVENTS)
+def test_any_event_survives_a_line_of_json(written: UsageEvent) -> None:
+    line = encode(written)
+    batch = decode_lines(line, 0)
+    assert line.count(b"\n") == 1
+    assert batch.torn == 0
+    assert not batch.rejected
+    [read] = batch.events
+    # Lone surrogates have no UTF-8, and orjson reads integers past 64 bits as floats, which the store then rejects.
+    clean = written.request_id.encode("utf-8", errors="replace").decode()
+    assert read.request_id == clean
+    if abs(written.cost_nano) < 1 << 63:
+        assert read.cost_nano == written.cost_nano
+    assert len(read.attempts) == len(written.attempts)
+
+
+def test_an_amendment_with_a_field_that_does_not_exist_is_refused(journal: Journal) -> None:
+    with pytest.raises(TypeError, match="no cost"):
+        journal.amend("request-1", {"cost": 1})  # type: ignore[typeddict-unknown-key]
+
+
+def test_segments_rotate_and_a_released_one_is_gone(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "one", segment_bytes=1000)
+    for number in range(50):
+        journal.append(event(number))
+    first, *rest = journal.segments
+    assert len(rest) > 2
+    assert all(segment.size <= 1000 for segment in journal.segments)
+    read_all(first)
+    journal.release(first)
+    assert not first.path.exists()
+    assert first not in journal.segments
+    journal.close()
+
+
+def test_a_journal_that_was_read_to_the_end_leaves_no_file(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "one")
+    journal.append(event(1))
+    read_all(journal.segments[0])
+    journal.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_torn_last_line_is_skipped_and_counted(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "one")
+    journal.append(event(1))
+    journal.append(event(2))
+    path = journal.segments[0].path
+    journal.close()
+    os.truncate(path, path.stat().st_size - 10)
+    [found] = adopted(tmp_path)
+    assert [each.request_id for each in found.events] == ["request-1"]
+    assert found.torn == 1
+
+
+def test_a_damaged_line_in_the_middle_costs_that_line_alone(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "one")
+    for number in range(3):
+        journal.append(event(number))
+    path = journal.segments[0].path
+    journal.close()
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + lines[1].replace(b"request-1", b"request-9") + lines[2])
+    [found] = adopted(tmp_path)
+    assert [each.request_id for each in found.events] == ["request-0", "request-2"]
+    assert found.torn == 1
+
+
+def test_an_heir_goes_on_where_the_store_had_got_to(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "one")
+    journal.append(event(1))
+    read_all(journal.segments[0])
+    journal.append(event(2))
+    journal.close()
+    [found] = adopted(tmp_path)
+    assert [each.request_id for each in found.events] == ["request-2"]
+
+
+@pytest.mark.parametrize("offset", [b"garbage", b"", b"99999999", b"7"])
+def test_a_useless_offset_means_reading_from_the_start(tmp_path: Path, offset: bytes) -> None:
+    journal = Journal(tmp_path, "one")
+    journal.append(event(1))
+    path = journal.segments[0].path
+    journal.close()
+    path.with_suffix(".ack").write_bytes(offset)
+    [found] = adopted(tmp_path)
+    assert [each.request_id for each in found.events] == ["request-1"]
+
+
+def test_the_segments_of_a_living_journal_are_not_adopted(tmp_path: Path) -> None:
+    living, other = Journal(tmp_path, "same-name"), Journal(tmp_path, "same-name")
+    living.append(event(1))
+    assert other.adopt() == []
+    living.close()
+    assert [segment.unread for segment in other.adopt()] == [1]
+    other.close()
+
+
+_APPENDS_FOREVER = """
+import sys
+from itertools import count
+from pathlib import Path
+from core.journal import Journal
+from core.usage import UsageEvent
+journal = Journal(Path(sys.argv[1]), "doomed")
+for number in count():
+    journal.append(UsageEvent(f"request-{number}", number, "/v1/chat/completions", 200))
+    sys.stdout.write(f"{number}\\n")
+    sys.stdout.flush()
+"""
+
+
+def test_nothing_acknowledged_is_lost_when_the_process_is_killed(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", _APPENDS_FOREVER, tmp_path], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    acknowledged = [process.stdout.readline() for _ in range(2000)]
+    process.send_signal(signal.SIGKILL)
+    acknowledged += [line for line in process.stdout if line.endswith(b"\n")]
+    process.wait()
+    [found] = adopted(tmp_path)
+    kept = [each.request_id for each in found.events]
+    assert kept[: len(acknowledged)] == [f"request-{int(line)}" for line in acknowledged]
+    assert len(kept) == len(set(kept)) <= len(acknowledged) + 1
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", directory]).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield directory
+    subprocess.run(["umount", "-l", directory], check=True)
+
+
+def test_a_full_disk_keeps_events_in_memory_refuses_at_the_bound_and_recovers(
+    small_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(32 << 10))
+    journal = Journal(small_disk, "one", overflow_records=50, sync_interval=3600)
+    number = 0
+    with caplog.at_level(logging.ERROR, "orchestration.journal"):
+        while journal.accepting:
+            journal.append(event(number))
+            number += 1
+    assert not journal.healthy
+    assert journal.waiting_in_memory == journal.counts.overflowed == 50
+    assert len(caplog.records) == 1  # one line a minute, not one an event
+    with pytest.raises(JournalFull):
+        journal.append(event(number))
+    assert journal.counts.lost == 1
+
+    ballast.unlink()
+    journal.append(event(number))
+    assert journal.healthy
+    found = read_all(journal.segments[0])
+    assert [each.request_id for each in found.events] == [f"request-{each}" for each in range(number + 1)]
+    assert found.torn == 0
+    assert journal.counts.appended == number + 1
+    journal.close()
+
+
+def test_the_bound_on_the_files_counts_as_a_full_disk(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "one", segment_bytes=1000, max_bytes=3000, overflow_records=5)
+    while journal.accepting:
+        journal.append(event(1))
+    assert sum(segment.size for segment in journal.segments) <= 3000
+    read_all(journal.segments[0])
+    journal.release(journal.segments[0])
+    journal.append(event(2))
+    assert journal.healthy
+    journal.close()
+
+
+def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="orchestration.journal.dir"):
+        Journal(tmp_path / "file" / "journal", "one")
+
+
+def _with_two_attempts() -> UsageEvent:
+    attempts = [
+        Attempt(1, "large", usage=UsageState.UNKNOWN, cost_nano=900, input_tokens=50),
+        Attempt(2, "small", usage=UsageState.REPORTED, cost_nano=100, input_tokens=10, output_tokens=5),
+    ]
+    return event(
+        1, usage="unknown", cost_nano=1000, unknown_nano=900, input_tokens=60, output_tokens=5, attempts=attempts
+    )
+
+
+def test_reported_usage_replaces_the_upper_bound_and_moves_the_sums() -> None:
+    amended = _with_two_attempts()
+    better = Amendment("request-1", attempt=1, usage="reported", cost_nano=300, input_tokens=40, output_tokens=7)
+    assert better.improve(amended)
+    assert (amended.cost_nano, amended.unknown_nano, amended.usage) == (400, 0, "reported")
+    assert amended.cost_nano == sum(attempt.cost_nano for attempt in amended.attempts)
+    assert (amended.input_tokens, amended.output_tokens) == (50, 12)
+    assert not better.improve(amended)
+
+
+@pytest.mark.parametrize(
+    "worse",
+    [
+        Amendment("request-1", usage="reported", cost_nano=1),  # the last attempt is as well known already
+        Amendment("request-1", attempt=1, usage="unknown", cost_nano=1),
+        Amendment("request-1", attempt=7, usage="reported", cost_nano=1),
+    ],
+)
+def test_what_is_not_better_changes_nothing(worse: Amendment) -> None:
+    amended = _with_two_attempts()
+    assert not worse.improve(amended)
+    assert amended == _with_two_attempts()
+
+
+def test_a_name_is_taken_only_where_there_is_none() -> None:
+    amended = event(1, provider="demo")
+    assert Amendment("request-1", provider="other", provider_model="demo/large").improve(amended)
+    assert (amended.provider, amended.provider_model) == ("demo", "demo/large")
