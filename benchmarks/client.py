@@ -102,12 +102,12 @@ def get(path: str) -> bytes:
     return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Window:
-    """A short stretch of load: how long it took as a whole, and each request, in seconds."""
+    """Load while it lasted: seconds as a whole, and each request's."""
 
-    seconds: float
-    latencies: list[float]
+    seconds: float = 0.0
+    latencies: list[float] = field(default_factory=list[float])
 
     @property
     def rate(self) -> float:
@@ -115,28 +115,40 @@ class Window:
         return len(self.latencies) / self.seconds
 
 
-async def load(port: int, request: bytes, *, count: int, connections: int) -> Window:
-    """Send `request` `count` times over `connections`, each sending its next as soon as the last is answered.
+class Clients:
+    """Keep-alive connections that ask at the same time: `async with Clients(port, 16) as clients:`."""
 
-    Raises RuntimeError on the first answer that is not a 200: figures of failures would mean nothing.
-    """
-    opened = [await Connection.open(port) for _ in range(connections)]
-    tickets = itertools.count()
-    latencies: list[float] = []
+    def __init__(self, port: int, connections: int) -> None:
+        self._port = port
+        self._count = connections
+        self._connections: list[Connection] = []
 
-    async def keep_asking(connection: Connection) -> None:
-        while next(tickets) < count:
-            answer = await connection.ask(request)
-            if answer.status != 200:
-                raise RuntimeError(f"the proxy answered {answer.status}: {answer.body[:500]!r}")
-            latencies.append(answer.seconds)
+    async def __aenter__(self) -> Clients:
+        self._connections = [await Connection.open(self._port) for _ in range(self._count)]
+        return self
 
-    started = time.perf_counter()
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            for connection in opened:
-                tasks.create_task(keep_asking(connection))
-        return Window(time.perf_counter() - started, latencies)
-    finally:
-        for connection in opened:
+    async def __aexit__(self, *_: object) -> None:
+        for connection in self._connections:
             connection.close()
+
+    async def send(self, request: bytes, count: int, window: Window) -> None:
+        """Send `request` `count` times, every connection its next as soon as its last is answered; adds to `window`.
+
+        Raises RuntimeError on an answer that is not a 200: figures of failures would mean nothing.
+        """
+        tickets = itertools.count()
+        started = time.perf_counter()
+        async with asyncio.TaskGroup() as tasks:
+            for connection in self._connections[:count]:
+                tasks.create_task(_keep_asking(connection, request, tickets, count, window))
+        window.seconds += time.perf_counter() - started
+
+
+async def _keep_asking(
+    connection: Connection, request: bytes, tickets: itertools.count[int], count: int, window: Window
+) -> None:
+    while next(tickets) < count:
+        answer = await connection.ask(request)
+        if answer.status != 200:
+            raise RuntimeError(f"the proxy answered {answer.status}: {answer.body[:500]!r}")
+        window.latencies.append(answer.seconds)

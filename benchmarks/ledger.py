@@ -1,6 +1,6 @@
 """Usage events a second through the journal and the ledger writer, into SQLite and into PostgreSQL, from one process.
 
-    python -m benchmarks.ledger [--events 200000] [--json]
+python -m benchmarks.ledger [--events 200000] [--json]
 """
 
 import argparse
@@ -41,7 +41,9 @@ def example(number: int) -> UsageEvent:
     """An event with everything that an ordinary request fills in: some 930 bytes of JSON."""
     call = f"{number:012x}-7c1e-4b6f-9a53-000000000000"
     now = int(time.time() * 1000)
-    attempt = Attempt(1, "large", "large-1", "demo", "demo/large", now, 340, 200, None, UsageState.REPORTED, 100, 200, 9)
+    attempt = Attempt(
+        1, "large", "large-1", "demo", "demo/large", now, 340, 200, None, UsageState.REPORTED, 100, 200, 9
+    )
     return UsageEvent(
         request_id=f"req-{call}",
         time_ms=now,
@@ -143,10 +145,9 @@ def main() -> None:
         return
     print(f"{'store':<12}{'events/s':>10}{'append us':>11}{'total us':>10}{'RSS before':>12}{'peak':>8}{'after':>8}")
     for result in results:
-        print(
-            f"{result.store:<12}{result.events_per_second:>10,.0f}{result.append_cpu_us:>11.1f}"
-            f"{result.total_cpu_us:>10.1f}{result.rss_before:>10.0f} M{result.rss_peak:>6.0f} M{result.rss_after:>6.0f} M"
-        )
+        speed = f"{result.events_per_second:>10,.0f}{result.append_cpu_us:>11.1f}{result.total_cpu_us:>10.1f}"
+        memory = f"{result.rss_before:>10.0f} M{result.rss_peak:>6.0f} M{result.rss_after:>6.0f} M"
+        print(f"{result.store:<12}{speed}{memory}")
 
 
 if __name__ == "__main__":

@@ -11,13 +11,12 @@ import asyncio
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import AsyncExitStack, ExitStack, closing
 from dataclasses import dataclass
 
-from benchmarks.client import Connection, Interrupted, Window, get, load, post
-from benchmarks.figures import Bound, Figure, Result, spread
+from benchmarks.client import Clients, Connection, Interrupted, Window, get, post
+from benchmarks.figures import Bound, Figure, Result
 from benchmarks.rivals import USER_KEY, Rival, bare, plain_environment, with_ours, with_ours_and_keys
-from tests.support.eventually import eventually
 from tests.support.provider import ProviderProcess
 
 _SETTLE = 0.3
@@ -35,8 +34,13 @@ class Load:
     stream: bool = False
 
     def __str__(self) -> str:
-        return f"{'streams' if self.stream else 'answers'}, {self.connections} connections".replace("1 connections",
-        "1 connection")
+        plural = "s" if self.connections > 1 else ""
+        return f"{'streams' if self.stream else 'answers'}, {self.connections} connection{plural}"
+
+    @property
+    def turn(self) -> int:
+        """Requests of one proxy before it is the other's turn."""
+        return max(8, self.connections)
 
     def request(self, proxy: Rival) -> bytes:
         body = {"model": "small", "messages": [{"role": "user", "content": "What is the answer, in a few words?"}]}
@@ -64,8 +68,8 @@ QUICK = Plan(pairs=4, requests=40, starts=1, warm_up=40)
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """One proxy's window in a pair, and the CPU seconds a request that it took from one pair's begin to the next's."""
+class Side:
+    """One proxy's window in a pair, and the CPU seconds a request it took, what the answers left behind included."""
 
     window: Window
     cpu: float
@@ -75,24 +79,28 @@ class Turn:
         return statistics.median(self.window.latencies)
 
 
-Pair = tuple[Turn, Turn]
-"""The bare proxy's turn and ours, taken one right after the other."""
+Pair = tuple[Side, Side]
+"""The bare proxy's window and ours."""
 
 
 async def pairs(before: Rival, after: Rival, kind: Load, plan: Plan) -> list[Pair]:
-    """Windows in turn, A B B A A B ..., so that a machine that speeds up or slows down favours neither."""
+    """Two windows a pair, each made of short turns that alternate with the other's: A B B A A B B A ...
+
+    Whatever else slows the machine for longer than a turn, some hundred milliseconds, slows both windows of a pair.
+    """
     found: list[Pair] = []
-    for number in range(plan.pairs):
-        rivals = (before, after) if number % 2 == 0 else (after, before)
-        cpu = {rival: rival.cpu for rival in rivals}
-        windows: dict[Rival, Window] = {}
-        for rival in rivals:
-            windows[rival] = await load(
-                rival.port, kind.request(rival), count=plan.requests, connections=kind.connections
-            )
+    for _ in range(plan.pairs):
+        async with AsyncExitStack() as stack:
+            rivals = [
+                (rival, await stack.enter_async_context(Clients(rival.port, kind.connections)), Window(), rival.cpu)
+                for rival in (before, after)
+            ]
+            for turn in range(plan.requests // kind.turn or 1):
+                for rival, clients, window, _ in rivals if turn % 2 == 0 else reversed(rivals):
+                    await clients.send(kind.request(rival), kind.turn, window)
             await asyncio.sleep(_SETTLE)
-        one, other = (Turn(windows[rival], (rival.cpu - cpu[rival]) / plan.requests) for rival in (before, after))
-        found.append((one, other))
+            one, other = (Side(window, (rival.cpu - cpu) / len(window.latencies)) for rival, _, window, cpu in rivals)
+            found.append((one, other))
     return found
 
 
@@ -177,8 +185,9 @@ async def start_figures(before: Rival, after: Rival, count: int) -> list[Figure]
 
 async def _warm(proxies: Sequence[Rival], plan: Plan) -> None:
     for proxy in proxies:
-        for kind in (_MAIN, Load(16, stream=True)):
-            await load(proxy.port, kind.request(proxy), count=plan.warm_up, connections=16)
+        async with Clients(proxy.port, 16) as clients:
+            for kind in (_MAIN, Load(16, stream=True)):
+                await clients.send(kind.request(proxy), plan.warm_up, Window())
 
 
 async def measure(plan: Plan = FULL, kinds: Sequence[Load] = LOADS, *, packaging: bool = True) -> Result:

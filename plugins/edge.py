@@ -87,6 +87,10 @@ class _Answer:
         if self.refused:
             return
         if message["type"] == "http.response.start":
+            if self.exchange.refusal is not None:
+                # LiteLLM rewrites errors of hooks, differently on each endpoint; clients are promised one form.
+                await self.refuse(self.exchange.refusal)
+                return
             self._start(message)
         elif message["type"] == "http.response.body":
             self._body(message)
@@ -95,8 +99,10 @@ class _Answer:
     async def refuse(self, error: RequestRefused) -> None:
         """Answer with an error in place of whatever the app would say, if it has said nothing yet."""
         if not self.started and not self.refused:
+            self.refused = True
             self.exchange.status = error.status
-            await _refuse("http", error, self.to_client)
+            self._record()
+            await _refuse("http", error, self.to_client, self.exchange)
         self.refused = True
 
     def close(self) -> None:
@@ -200,17 +206,18 @@ def _too_large(most: int) -> BodyTooLarge:
 def _refusal(scope: MutableMapping[str, Any]) -> str:
     return (
         f"{scope.get('method', 'WEBSOCKET')} {_path(scope)} spends money in a way that cannot be bounded, so it is "
-        "closed"
-        " while tiers or blocking budgets are configured. Use an OpenAI-compatible route of a configured model."
+        "closed while tiers or blocking budgets are configured. Use an OpenAI-compatible route of a configured model."
     )
 
 
-async def _refuse(kind: str, error: RequestRefused, send: Send) -> None:
+async def _refuse(kind: str, error: RequestRefused, send: Send, exchange: Exchange | None = None) -> None:
     if kind == "websocket":
         await send({"type": "websocket.close", "code": 1008, "reason": error.code})
         return
-    body = orjson.dumps({"error": error.body()})
+    anthropic = exchange is not None and exchange.endpoint == "messages"
+    body = orjson.dumps({"type": "error", "error": error.body()} if anthropic else {"error": error.body()})
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     headers += [(name.encode(), value.encode()) for name, value in error.headers.items()]
+    headers += exchange.response_headers() if exchange else []
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

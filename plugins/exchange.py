@@ -7,6 +7,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from core.context import RequestContext
+from core.errors import RequestRefused
 from core.money import format_dollars
 from core.usage import Attempt, UsageEvent, UsageState
 from plugins import pricing, receipt
@@ -38,6 +39,7 @@ class Exchange:
         "plan",
         "principal",
         "receipt",
+        "refusal",
         "reported",
         "request_id",
         "snapshot",
@@ -58,6 +60,7 @@ class Exchange:
         self.first_byte: float | None = None
         self.status = 0
         self.error_class: str | None = None
+        self.refusal: RequestRefused | None = None
         self.context: RequestContext | None = None
         self.principal: Any = None
         self.snapshot: Any = None
@@ -141,15 +144,20 @@ class Exchange:
     def _read_receipt(self, attempt: Attempt) -> Receipt:
         if self.usage_seen is not None:
             return receipt.of_usage(self.usage_seen, attempt.provider_model, self.call)
-        found = self._read_answer()
+        found = self._read_answer(attempt)
         return self.reported if found.usage == UsageState.UNKNOWN and self.reported else found
 
-    def _read_answer(self) -> Receipt:
+    def _read_answer(self, attempt: Attempt) -> Receipt:
         if self.answer is None:
             return Receipt(UsageState.UNKNOWN if self.status < 400 else UsageState.NONE)
         if hasattr(self.answer, "__aiter__"):
             return receipt.of_chat_stream(self.answer, self.call)
-        return receipt.of_answer(self.answer, self.call)
+        return receipt.of_answer(self.answer, attempt.provider_model, self.call)
+
+    def refused(self, refusal: RequestRefused) -> None:
+        """We refused it: LiteLLM will make an answer of that, in whose place the edge puts our own."""
+        self.refusal = refusal
+        self.error_class = type(refusal).__name__
 
     def note_first_byte(self) -> None:
         self.first_byte = time.perf_counter()

@@ -37,8 +37,8 @@ class Orchestration(CustomLogger):
         try:
             await admission.admit(self._runtime, exchange, user_api_key_dict, data)
         except RequestRefused as refusal:
-            exchange.error_class = type(refusal).__name__
-            raise HTTPException(refusal.status, {"error": refusal.body()}, dict(refusal.headers) or None) from refusal
+            exchange.refused(refusal)
+            raise HTTPException(refusal.status, refusal.message) from refusal
         return data
 
     async def async_filter_deployments(

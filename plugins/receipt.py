@@ -23,15 +23,20 @@ class Receipt:
     from_cache: bool = False
 
 
-def of_answer(response: Any, call: Any) -> Receipt:
-    """The receipt of a complete answer; `call` is LiteLLM's logging object, which prices what the answer does not."""
+def of_answer(response: Any, model: str | None, call: Any) -> Receipt:
+    """The receipt of a complete answer of `model`; `call` is LiteLLM's logging object, which prices what the answer
+    does not."""
     hidden = _hidden(response)
     if hidden.get("cache_hit") is True:
         return Receipt(UsageState.NONE, cost_nano=0, from_cache=True)
+    usage = _field(response, "usage")
+    if usage is not None and not any(_count(usage, name) for name in _TOKENS):
+        # LiteLLM writes zeros where the provider reports nothing; no answer takes no tokens.
+        return of_usage(_counted(response, call), model, call, UsageState.ESTIMATED)
     cost = hidden.get("response_cost")
     if cost is None:
         cost = call.model_call_details.get("response_cost") or _price(call, response)
-    return _receipt(_field(response, "usage"), cost)
+    return _receipt(usage, cost)
 
 
 def of_chat_stream(stream: Any, call: Any) -> Receipt:
@@ -42,6 +47,9 @@ def of_chat_stream(stream: Any, call: Any) -> Receipt:
     """
     if getattr(stream, "custom_llm_provider", None) == "cached_response":
         return Receipt(UsageState.NONE, cost_nano=0, from_cache=True)
+    # A completion stream keeps the chunks in the chat stream that it translates.
+    if not hasattr(stream, "chunks"):
+        stream = getattr(stream, "completion_stream", stream)
     chunks: list[Any] = getattr(stream, "chunks", None) or []
     reported = next((usage for chunk in reversed(chunks) if (usage := getattr(chunk, "usage", None))), None)
     if reported is not None:
@@ -85,8 +93,13 @@ def usage_in_event(event: bytes) -> dict[str, Any] | None:
         return None
     for holder in (data, data.get("response"), data.get("message")):
         if isinstance(holder, dict) and isinstance(holder.get("usage"), dict):
-            return holder["usage"]
+            usage: dict[str, Any] = holder["usage"]
+            # LiteLLM fills the chunks of a completion stream with zeros where it has nothing to say.
+            return usage if any(_count(usage, name) for name in _TOKENS) else None
     return None
+
+
+_TOKENS = ("prompt_tokens", "completion_tokens", "input_tokens", "output_tokens")
 
 
 _FINAL = (
@@ -123,6 +136,24 @@ def _receipt(usage: Any, cost: float | None, state: str = UsageState.REPORTED) -
     return Receipt(state, prompt, output, cached, _count(out_details, "reasoning_tokens"), _nano(cost))
 
 
+def _counted(response: Any, call: Any) -> dict[str, int]:
+    """Usage as LiteLLM's tokenizer counts it, from the request and from the text of the answer."""
+    import litellm
+
+    asked = call.model_call_details.get("messages") or call.model_call_details.get("input") or ""
+    texts = [
+        text
+        for choice in _field(response, "choices") or []
+        if (text := _field(_field(choice, "message"), "content") or _field(choice, "text"))
+    ]
+    messages = asked if isinstance(asked, list) and all(isinstance(item, dict) for item in asked) else None
+    plain = None if messages else " ".join(map(str, asked)) if isinstance(asked, list) else str(asked)
+    return {
+        "prompt_tokens": litellm.token_counter(messages=messages, text=plain),
+        "completion_tokens": litellm.token_counter(text="".join(texts)) if texts else 0,
+    }
+
+
 def _as_chat_usage(usage: Any) -> Any:
     import litellm
 
@@ -145,8 +176,10 @@ def _as_chat_usage(usage: Any) -> Any:
 
 
 def _price(call: Any, result: Any) -> float | None:
+    # The method lost its underscore between the oldest and the newest LiteLLM we support.
+    calculate = getattr(call, "response_cost_calculator", None) or call._response_cost_calculator
     try:
-        return call.response_cost_calculator(result=result)
+        return calculate(result=result)
     except Exception:  # an unpriced model must not fail its request
         return None
 

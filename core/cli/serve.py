@@ -29,6 +29,8 @@ def command(config: str, host: str, port: int, workers: int) -> None:
     # Prices come with the installed LiteLLM; fetching newer ones at each start needs a network and takes seconds
     # without.
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    # uvicorn kills a worker that has not answered within 5 s, which importing LiteLLM takes on a busy machine.
+    os.environ.setdefault("TIMEOUT_WORKER_HEALTHCHECK", "60")
     _greet(keys, made, host, port)
     from litellm.proxy.proxy_cli import run_server
 

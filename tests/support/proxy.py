@@ -110,6 +110,10 @@ class ProxyProcess:
         self.cwd = cwd or self._own_folder
         self.config = write_config(config, self._own_folder)
         self.env = proxy_environment(self._own_folder, **(env or {}))
+        if workers > 1:
+            # uvicorn kills a worker that does not answer it for 5 s. On a busy machine LiteLLM's imports take longer
+            # than that, and the workers are killed and started again for ever.
+            self.env.setdefault("TIMEOUT_WORKER_HEALTHCHECK", "60")
         self.key = HiddenKey(self.env["LITELLM_MASTER_KEY"])
         self.log = self._own_folder / "proxy.log"
         self.port = processes.free_port()

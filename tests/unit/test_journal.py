@@ -257,7 +257,7 @@ def test_the_bound_on_the_files_counts_as_a_full_disk(tmp_path: Path) -> None:
 
 def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(StoreError, match="orchestration.journal.dir"):
+    with pytest.raises(StoreError, match=r"orchestration\.journal\.dir"):
         Journal(tmp_path / "file" / "journal", "one")
 
 

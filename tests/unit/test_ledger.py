@@ -1,0 +1,141 @@
+"""The ledger writer and the store's repository on SQLite."""
+
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from core.errors import StoreError
+from core.journal import Journal
+from core.ledger import Ledger
+from core.store import Store, open_store
+from tests.support.eventually import eventually
+from tests.unit import ledger_cases as cases
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    store = open_store(f"sqlite:///{tmp_path}/store.db")
+    await store.upgrade()
+    yield store
+    await store.close()
+
+
+async def test_an_event_comes_back_whole_and_a_second_write_changes_nothing(store: Store) -> None:
+    await cases.an_event_comes_back_whole_and_a_second_write_changes_nothing(store)
+
+
+async def test_amendments_apply_in_any_order(store: Store) -> None:
+    await cases.amendments_apply_in_any_order(store)
+
+
+async def test_nul_characters_are_replaced(store: Store) -> None:
+    await cases.nul_characters_are_replaced(store)
+
+
+async def test_a_record_that_does_not_fit_is_set_aside_and_the_rest_goes_on(store: Store, tmp_path: Path) -> None:
+    await cases.a_record_that_does_not_fit_is_set_aside_and_the_rest_goes_on(store, tmp_path / "journal")
+
+
+async def test_two_writers_share_a_directory_and_a_killed_ones_records_are_adopted(
+    store: Store, tmp_path: Path
+) -> None:
+    await cases.two_writers_share_a_directory_and_a_killed_ones_records_are_adopted(store, tmp_path / "journal")
+
+
+_SERVES_UNTIL_KILLED = """
+import asyncio, sys
+from itertools import count
+from pathlib import Path
+from core.journal import Journal
+from core.ledger import Ledger
+from core.store import open_store
+from core.usage import UsageEvent
+async def main():
+    journal = Journal(Path(sys.argv[2]), "doomed", segment_bytes=20_000)
+    Ledger(journal, open_store(sys.argv[1]).usage, linger=0.001).start()
+    for number in count():
+        journal.append(UsageEvent(f"request-{number}", number, "/v1/chat/completions", 200))
+        sys.stdout.write(f"request-{number}\\n")
+        sys.stdout.flush()
+        await asyncio.sleep(0)
+asyncio.run(main())
+"""
+
+
+async def test_after_a_kill_every_acknowledged_event_is_in_the_store_once(store: Store, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _SERVES_UNTIL_KILLED, f"sqlite:///{tmp_path}/store.db", tmp_path / "journal"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    acknowledged = [process.stdout.readline().strip() for _ in range(5000)]
+    process.send_signal(signal.SIGKILL)
+    acknowledged += [line.strip() for line in process.stdout if line.endswith("\n")]
+    process.wait()
+
+    journal = Journal(tmp_path / "journal", "heir")
+    ledger = Ledger(journal, store.usage, linger=0.01)
+    ledger.start()
+    await eventually(lambda: not list((tmp_path / "journal").glob("doomed-*")), within=30)
+    ids = await cases.stored_ids(store)
+    assert len(ids) == len(set(ids))
+    assert set(acknowledged) <= set(ids)
+    assert len(ids) <= len(acknowledged) + 1
+    await ledger.stop()
+    journal.close()
+
+
+async def test_a_locked_database_is_waited_for_and_the_backlog_is_shown(store: Store, tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal", "one")
+    ledger = Ledger(journal, store.usage, linger=0.01)
+    other = sqlite3.connect(tmp_path / "store.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    for number in range(100):
+        journal.append(cases.event(number))
+    ledger.start()
+    await eventually(lambda: ledger.status().last_error, within=20)
+    status = ledger.status()
+    assert "locked" in (status.last_error or "")
+    assert status.backlog_events == 100
+    assert status.backlog_bytes == journal.segments[0].size
+    other.execute("ROLLBACK")
+    other.close()
+    assert await ledger.flush(30)
+    assert ledger.status().last_error is None
+    assert ledger.status().backlog_events == 0
+    assert len(await cases.stored_ids(store)) == 100
+    await ledger.stop()
+    journal.close()
+
+
+async def test_what_could_not_be_written_before_the_stop_is_written_after_the_next_start(tmp_path: Path) -> None:
+    unreachable = open_store(f"sqlite:///{tmp_path}/missing/store.db")
+    journal = Journal(tmp_path / "journal", "one")
+    journal.append(cases.event(1))
+    ledger = Ledger(journal, unreachable.usage, linger=0.01)
+    ledger.start()
+    assert not await ledger.flush(0.2)
+    await ledger.stop(0.2)
+    journal.close()
+    await unreachable.close()
+
+    store = open_store(f"sqlite:///{tmp_path}/store.db")
+    await store.upgrade()
+    journal = Journal(tmp_path / "journal", "one")
+    ledger = Ledger(journal, store.usage, linger=0.01)
+    ledger.start()
+    await eventually(lambda: cases.stored_ids(store), within=20)
+    await ledger.stop()
+    journal.close()
+    assert await cases.stored_ids(store) == ["request-1"]
+    await store.close()
+
+
+async def test_a_store_that_is_not_there_is_named_in_the_error(tmp_path: Path) -> None:
+    store = open_store(f"sqlite:///{tmp_path}/missing/store.db")
+    with pytest.raises(StoreError, match=r"missing/store\.db"):
+        await store.ping()
+    await store.close()

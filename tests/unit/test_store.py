@@ -1,0 +1,110 @@
+"""Opening, upgrading and locking a store."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy import inspect
+
+import core.store.migrations
+from core.errors import StoreError, StoreLocked
+from core.store import StoreUrl, acquire_single_writer_lock, open_store
+from core.store.migrations import HEAD
+from core.store.tables import metadata
+
+
+@pytest.mark.parametrize(
+    ("given", "driver"),
+    [
+        ("sqlite:///x.db", "sqlite+aiosqlite"),
+        ("postgres://me@host/db", "postgresql+asyncpg"),
+        ("postgresql://postgres:@/postgres?host=/some/dir", "postgresql+asyncpg"),
+        ("postgresql://me@host/db?schema=public&connection_limit=5&pgbouncer=true", "postgresql+asyncpg"),
+    ],
+)
+def test_the_urls_people_have_are_understood(given: str, driver: str) -> None:
+    assert StoreUrl.parse(given).url.drivername == driver
+
+
+@pytest.mark.parametrize(
+    "given", ["mysql://me:hunter2@host/db", "no url: hunter2", "postgresql://me:hunter2@host/db?wrong=1"]
+)
+def test_an_unusable_url_is_refused_without_its_password(given: str) -> None:
+    with pytest.raises(StoreError) as caught:
+        open_store(given)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_password_is_masked_wherever_it_stands() -> None:
+    for given in ("postgresql://me:hunter2@host/db", "postgresql://me@/db?password=hunter2&host=/x"):
+        assert "hunter2" not in f"{StoreUrl.parse(given)} {StoreUrl.parse(given)!r}"
+
+
+def test_the_newest_revision_is_the_one_named() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(core.store.migrations.__file__).parent))
+    assert ScriptDirectory.from_config(config).get_current_head() == HEAD
+
+
+async def test_the_migrations_make_the_tables_that_the_code_uses(tmp_path: Path) -> None:
+    store = open_store(f"sqlite:///{tmp_path}/below/store.db")
+    assert not (tmp_path / "below").exists()
+    await store.upgrade()
+    await store.upgrade()
+    assert await store.version() == HEAD
+    async with store.reading() as connection:
+        for table in metadata.tables.values():
+            found = await connection.run_sync(lambda sync, name=table.name: inspect(sync).get_columns(name))
+            assert [(c["name"], c["nullable"], str(c["type"])) for c in found] == [
+                (c.name, bool(c.nullable), str(c.type)) for c in table.columns
+            ]
+            indexes = await connection.run_sync(lambda sync, name=table.name: inspect(sync).get_indexes(name))
+            assert {index["name"] for index in indexes} == {index.name for index in table.indexes}
+    await store.close()
+
+
+async def test_a_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    store = open_store(f"sqlite:///{tmp_path}/store.db")
+    await store.upgrade()
+    async with store.writing() as connection:
+        await connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(StoreError, match="run the version that made them"):
+        await store.upgrade()
+    await store.close()
+
+
+UPGRADE = """
+import asyncio, sys
+from core.store import open_store
+async def main():
+    store = open_store(sys.argv[1])
+    await store.upgrade()
+    print(await store.version())
+    await store.close()
+asyncio.run(main())
+"""
+
+
+def test_four_processes_may_upgrade_at_once(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", UPGRADE, f"sqlite:///{tmp_path}/store.db"]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    assert [process.communicate()[0].strip() for process in processes] == [HEAD] * 4
+
+
+async def test_a_second_writer_is_refused_and_told_who_has_the_store(tmp_path: Path) -> None:
+    store = open_store(f"sqlite:///{tmp_path}/store.db")
+    lock = await acquire_single_writer_lock(store, "worker one")
+    assert await lock.held()
+    with pytest.raises(StoreLocked, match=r"worker one \(pid \d+ on .*REDIS_URL"):
+        await acquire_single_writer_lock(store, "worker two")
+    await lock.release()
+    await (await acquire_single_writer_lock(store, "worker two")).release()
+    await store.close()
+
+
+def test_core_imports_no_sqlalchemy_until_a_store_is_opened() -> None:
+    code = "import sys, core.journal, core.ledger, core.usage, core.cli.report; print('sqlalchemy' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
