@@ -1,6 +1,6 @@
 """What this project costs a LiteLLM proxy: CPU, throughput, latency, start-up and memory against the bare one.
 
-    python -m benchmarks.overhead [--quick] [--json]
+    python -m benchmarks overhead [--quick]
 
 Both proxies run at the same time and take turns in short windows; every figure is a median over pairs of windows.
 """

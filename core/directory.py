@@ -99,7 +99,7 @@ class Directory:
             groups=self._groups(user_id, team_id, team, own),
             tier=tier,
             tiers=tiers,
-            trusted=bool(entry.trusted) if entry else team.get("trusted") is True,
+            trusted=bool(entry.trusted) if entry else principal.is_admin or team.get("trusted") is True,
             is_admin=principal.is_admin,
         )
 

@@ -21,7 +21,7 @@ _LOG = logging.getLogger("orchestration.ledger")
 _LOG_EVERY = 60.0
 _LONGEST_PAUSE = 30.0
 _LOOK_FOR_THE_DEAD_EVERY = 30.0
-_BATCH_BYTES = 1 << 20
+_BATCH_BYTES = 2 << 20
 _INLINE_BYTES = 64 << 10  # decoding more than this (about 1 ms) would be felt by requests on the same loop
 
 
@@ -63,7 +63,7 @@ class Ledger:
         store: UsageStore,
         *,
         clock: Callable[[], float] = time.time,
-        linger: float = 0.25,
+        linger: float = 1.0,
         batch_bytes: int = _BATCH_BYTES,
     ) -> None:
         self._journal = journal

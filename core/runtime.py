@@ -148,13 +148,19 @@ class Runtime:
 
     async def _watch(self, config: Path) -> None:
         # The folders, not the files: editors and Kubernetes replace a file, which ends a watch on it.
-        folders = {file.parent for file in (config, *self._loaded.files)}
-        async for _ in awatch(*folders, recursive=False, rust_timeout=1000):
+        files = {config, *self._loaded.files}
+        names = {*(file.name for file in files), _KUBERNETES_LINK}
+
+        def ours(_: object, path: str) -> bool:
+            # The store and the log often lie in the same folder, and change all the time.
+            return Path(path).name in names
+
+        async for _ in awatch(*{file.parent for file in files}, watch_filter=ours, recursive=False):
             self.reload()
 
     async def _keep_promises(self) -> None:
         """What may come undone or was not possible at the start: the store's schema and lock, and the policies' names.
-        What may come undone or was not possible at the start: the store's schema and lock, and the policies' names."""
+        """
         while True:
             await asyncio.sleep(_PROMISES_SECONDS)
             if self._lock is not None and not await self._lock.held():
@@ -258,6 +264,8 @@ class Runtime:
 
 
 _PROMISES_SECONDS = 5.0
+_KUBERNETES_LINK = "..data"
+"""What Kubernetes points elsewhere when a mounted ConfigMap changes; the files themselves are links through it."""
 _PING_SECONDS = 2.0
 
 

@@ -44,6 +44,14 @@ def mount(router: APIRouter) -> None:
     proxy_server.app.include_router(router)
 
 
+def mount_first(router: APIRouter) -> None:
+    """Add our routes in front of LiteLLM's of the same path."""
+    routes = proxy_server.app.router.routes
+    known = len(routes)
+    proxy_server.app.include_router(router)
+    routes[:] = routes[known:] + routes[:known]
+
+
 async def call_app(scope: dict[str, Any], receive: Any, send: Any) -> None:
     """Make a request of our own to LiteLLM's app."""
     await proxy_server.app(scope, receive, send)

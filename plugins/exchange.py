@@ -235,9 +235,13 @@ class Exchange:
             latency_ms=_ms(time.perf_counter() - self.started),
             first_token_ms=None if self.first_byte is None else _ms(self.first_byte - self.started),
             streamed=self.stream,
-            disconnected=self.disconnected,
+            disconnected=self.disconnected or self.status == _CLIENT_LEFT,
             attempts=self.attempts,
         )
+
+
+_CLIENT_LEFT = 499
+"""LiteLLM's status for a client that is gone before anything was sent."""
 
 
 def _ms(seconds: float) -> int:

@@ -1,12 +1,14 @@
 """What became of a request: attempts that failed, answers, and LiteLLM's own account of them afterwards."""
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import httpx
 
 from core.money import nano_dollars
 from core.usage import UsageState
+from plugins import receipt
 from plugins.exchange import Exchange, current
 from plugins.receipt import Receipt
 
@@ -21,7 +23,7 @@ def provider_answered(exchange: Exchange, response: Any) -> None:
 
 def answered(exchange: Exchange, data: dict[str, Any], response: Any) -> None:
     """LiteLLM has an answer in hand, or a stream that is about to start."""
-    exchange.answer = response
+    exchange.answer = receipt.stream_behind(response)
     exchange.call = data.get("litellm_logging_obj") or exchange.call
 
 
@@ -85,21 +87,36 @@ def _status(exception: Exception) -> int:
 
 
 def _name(exception: Exception) -> str:
-    return getattr(exception, "type", None) or type(exception).__name__
+    """The class of an error, or for LiteLLM's own refusals, which are all of one class, what they call themselves."""
+    name = type(exception).__name__
+    return str(getattr(exception, "type", name)) if name == "ProxyException" else name
 
 
 def _usage_after(exception: Exception, status: int) -> str:
     """Whether a failed attempt can have been billed.
 
-    A provider that answers with an error status bills nothing, and neither does one that was never reached. A call
-    that timed out or broke off after it was sent may have run to its end.
+    A provider that answers with an error status bills nothing, and neither does one that was never reached. Whatever
+    else went wrong after the request was sent, it may have run to its end: a timeout, a connection that broke off, an
+    answer nobody could read.
     """
-    cause: BaseException | None = exception
-    while cause is not None:
+    if 400 <= status < 500 and status != _TIMED_OUT:
+        return UsageState.NONE
+    for cause in _causes(exception):
         if isinstance(cause, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
             return UsageState.NONE
-        cause = cause.__cause__ or cause.__context__
-    name = type(exception).__name__
-    if "Timeout" in name or "Connection" in name:
-        return UsageState.UNKNOWN
-    return UsageState.NONE if status >= 400 else UsageState.UNKNOWN
+        if isinstance(cause, httpx.HTTPStatusError) or (
+            type(cause).__module__.startswith("openai") and hasattr(cause, "status_code")
+        ):
+            return UsageState.NONE
+    return UsageState.UNKNOWN
+
+
+_TIMED_OUT = 408
+
+
+def _causes(exception: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while exception is not None and id(exception) not in seen:
+        seen.add(id(exception))
+        yield exception
+        exception = exception.__cause__ or exception.__context__

@@ -47,9 +47,6 @@ def of_chat_stream(stream: Any, call: Any) -> Receipt:
     """
     if getattr(stream, "custom_llm_provider", None) == "cached_response":
         return Receipt(UsageState.NONE, cost_nano=0, from_cache=True)
-    # A completion stream keeps the chunks in the chat stream that it translates.
-    if not hasattr(stream, "chunks"):
-        stream = getattr(stream, "completion_stream", stream)
     chunks: list[Any] = getattr(stream, "chunks", None) or []
     reported = next((usage for chunk in reversed(chunks) if (usage := getattr(chunk, "usage", None))), None)
     if reported is not None:
@@ -63,6 +60,15 @@ def of_chat_stream(stream: Any, call: Any) -> Receipt:
     if usage is None:
         return Receipt(UsageState.UNKNOWN)
     return of_usage(usage, getattr(stream, "model", None), call, UsageState.ESTIMATED)
+
+
+def stream_behind(response: Any) -> Any:
+    """The stream that keeps the chunks: a completion stream of LiteLLM only translates one, inside a generator."""
+    inner = getattr(response, "completion_stream", None)
+    frame = getattr(inner, "ag_frame", None)
+    if hasattr(response, "chunks") or frame is None:
+        return response
+    return frame.f_locals.get("response", response)
 
 
 def of_usage(usage: Any, model: str | None, call: Any, state: str = UsageState.REPORTED) -> Receipt:

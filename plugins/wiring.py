@@ -1,6 +1,7 @@
 """Puts a runtime into the LiteLLM proxy of this process: edge, admin routes, background work. Happens once."""
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -14,6 +15,7 @@ from plugins.draining import Draining
 from plugins.edge import Edge
 from plugins.hooks import Orchestration
 from plugins.log import configure_logging
+from plugins.models import models_router
 from plugins.pricing import price_list_version
 
 _LOG = logging.getLogger("orchestration")
@@ -33,6 +35,7 @@ class Wiring:
         self.callback = Orchestration(self.runtime)
         compat.wrap_app(lambda app: Edge(app, self.runtime))
         compat.mount(admin_router(self.runtime))
+        compat.mount_first(models_router())
         draining = Draining(self.close)
         compat.mount(draining.router())
         draining.follow_signals()
@@ -46,6 +49,7 @@ class Wiring:
     async def _live(self) -> None:
         prices = asyncio.create_task(asyncio.to_thread(price_list_version))
         prices.add_done_callback(self._note_prices)
+        settled = asyncio.create_task(self._settle())
         try:
             await self.runtime.run()
         except OrchestrationError as error:
@@ -53,6 +57,18 @@ class Wiring:
             print(f"\nThe proxy cannot start: {error}\n", file=sys.stderr)  # noqa: T201
             if os.environ.get(IN_PROCESS) is None:
                 os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            settled.cancel()
+
+    async def _settle(self) -> None:
+        """Spare the garbage collector what is there for good.
+
+        LiteLLM and what it imports make over a million objects; each full collection walks them all, which stops the
+        worker for most of a second and comes round every thousand requests or so.
+        """
+        await self.runtime.ready.wait()
+        if os.environ.get(IN_PROCESS) is None:
+            gc.freeze()
 
     def _note_prices(self, task: "asyncio.Task[str]") -> None:
         if not task.cancelled() and task.exception() is None:

@@ -14,7 +14,9 @@ import re
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
-from litellm.llms.custom_llm import CustomLLM, CustomLLMError
+import httpx
+import openai
+from litellm.llms.custom_llm import CustomLLM
 from litellm.types.utils import Choices, EmbeddingResponse, GenericStreamingChunk, Message, ModelResponse, Usage
 
 _TOKEN = re.compile(r"\w+|[^\w\s]")
@@ -73,7 +75,15 @@ class DemoProvider(CustomLLM):
         if latency and not options.get("stream"):
             await asyncio.sleep(latency / 1000)
         if self._chance.random() < float(options.get("demo_failure_rate", 0)):
-            raise CustomLLMError(status_code=500, message="The demo provider failed, as demo_failure_rate asks of it.")
+            raise _failure()
+
+
+def _failure() -> Exception:
+    """What a real provider's client raises: an answer with an error status, which bills nothing."""
+    response = httpx.Response(500, request=httpx.Request("POST", "https://demo.invalid"))
+    return openai.InternalServerError(
+        "The demo provider failed, as demo_failure_rate asks of it.", response=response, body=None
+    )
 
 
 _TOTALS = ("prompt_tokens", "completion_tokens", "total_tokens")

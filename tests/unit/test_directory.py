@@ -54,7 +54,9 @@ def test_a_caller_nobody_granted_anything_has_the_default_tier() -> None:
 
 
 def test_an_administrator_is_not_bound_by_the_default_tier() -> None:
-    assert caller(user_id="root", is_admin=True).tiers == ()
+    root = caller(user_id="root", is_admin=True)
+    assert root.tiers == ()
+    assert root.trusted
 
 
 def test_team_metadata_grants_tier_groups_and_trust() -> None:

@@ -1,0 +1,120 @@
+"""`make bench`: run the benchmarks, print a table (or JSON), and keep each one's figures in benchmarks/results/.
+
+    python -m benchmarks [overhead] [durability] [ledger] [--quick] [--requests 20000] [--json]
+
+Exits with 1 when a figure does not keep its bound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import durability, ledger, overhead
+from benchmarks.figures import Bound, Figure, Result
+from tests.support.postgres import PostgresServer
+
+_RESULTS = Path(__file__).parent / "results"
+_QUICK_REQUESTS = 1_000
+_EVENTS, _QUICK_EVENTS = 200_000, 20_000
+
+
+async def _overhead(given: argparse.Namespace) -> Result:
+    if given.quick:
+        return await overhead.measure(overhead.QUICK, overhead.LOADS[1:2], packaging=False)
+    return await overhead.measure()
+
+
+async def _durability(given: argparse.Namespace) -> Result:
+    return await durability.measure(_QUICK_REQUESTS if given.quick else given.requests)
+
+
+async def _ledger(given: argparse.Namespace) -> Result:
+    events = _QUICK_EVENTS if given.quick else _EVENTS
+    begun = time.perf_counter()
+    with tempfile.TemporaryDirectory() as name, PostgresServer(durable=True) as server:
+        runs = [
+            await ledger.measure(f"sqlite:///{name}/bench.db", events, Path(name, "sqlite")),
+            await ledger.measure(server.url(), events, Path(name, "postgresql")),
+        ]
+    return Result("ledger", [figure for run in runs for figure in _ledger_figures(run)], time.perf_counter() - begun)
+
+
+def _ledger_figures(run: ledger.Result) -> Iterator[Figure]:
+    yield Figure(f"{run.store}: events stored", run.events_per_second, "events/s", must=Bound(">=", 10_000))
+    yield Figure(f"{run.store}: CPU to append an event", run.append_cpu_us, "us")
+    yield Figure(f"{run.store}: CPU an event in all", run.total_cpu_us, "us")
+    yield Figure(f"{run.store}: memory added at the peak", run.rss_peak - run.rss_before, "MiB")
+
+
+BENCHMARKS: dict[str, Callable[[argparse.Namespace], Awaitable[Result]]] = {
+    "overhead": _overhead,
+    "durability": _durability,
+    "ledger": _ledger,
+}
+
+
+def table(result: Result) -> Table:
+    """One benchmark's figures for people."""
+    machine = result.machine
+    caption = (
+        f"{machine['cores']} cores of {machine['processor']}, {machine['memory_gib']} GiB, {machine['system']}, "
+        f"Python {machine['python']}, LiteLLM {machine['litellm']}; {result.seconds:.0f} s"
+    )
+    drawn = Table("figure", title=result.name, caption=caption, title_justify="left", caption_justify="left")
+    for heading in ("value", "95 % interval"):
+        drawn.add_column(heading, justify="right")
+    for heading in ("unit", "must be", ""):
+        drawn.add_column(heading)
+    for figure in result.figures:
+        interval = "" if figure.low is None or figure.high is None else f"{_plain(figure.low)} .. {_plain(figure.high)}"
+        verdict = {True: "[green]kept[/]", False: "[red]missed[/]", None: ""}[figure.met]
+        drawn.add_row(
+            figure.name, _plain(figure.value), interval, figure.unit, str(figure.must or ""), verdict, style=None
+        )
+    return drawn
+
+
+def _plain(value: float) -> str:
+    if float(value).is_integer() or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3f}"
+
+
+def main() -> int:
+    arguments = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    arguments.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}; default: all")
+    arguments.add_argument("--quick", action="store_true", help="a short run: whether it works, not what it costs")
+    arguments.add_argument("--requests", type=int, default=durability.REQUESTS, help="answers that durability wants")
+    arguments.add_argument("--json", action="store_true", help="print JSON in place of tables")
+    given = arguments.parse_args()
+    if unknown := set(given.names) - BENCHMARKS.keys():
+        arguments.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
+    results: list[Result] = []
+    for name in given.names or BENCHMARKS:
+        result = asyncio.run(_run(BENCHMARKS[name], given))
+        results.append(result)
+        _RESULTS.mkdir(exist_ok=True)
+        (_RESULTS / f"{name}.json").write_text(json.dumps(result.to_mapping(), indent=1) + "\n")
+        if not given.json:
+            Console().print(table(result))
+    if given.json:
+        print(json.dumps([result.to_mapping() for result in results], indent=1))
+    return 0 if all(result.met for result in results) else 1
+
+
+async def _run(benchmark: Callable[[argparse.Namespace], Awaitable[Result]], given: argparse.Namespace) -> Result:
+    return await benchmark(given)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
