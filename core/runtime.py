@@ -13,8 +13,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from watchfiles import awatch  # pyright: ignore[reportUnknownVariableType]  # anyio's Event is untyped
-
 from core.errors import ConfigError, StoreError, StoreLocked
 from core.journal import Journal
 from core.ledger import Ledger
@@ -147,16 +145,18 @@ class Runtime:
                 tasks.create_task(self._watch(self.config))
 
     async def _watch(self, config: Path) -> None:
-        # The folders, not the files: editors and Kubernetes replace a file, which ends a watch on it.
-        files = {config, *self._loaded.files}
-        names = {*(file.name for file in files), _KUBERNETES_LINK}
+        """Look at the files once a second.
 
-        def ours(_: object, path: str) -> bool:
-            # The store and the log often lie in the same folder, and change all the time.
-            return Path(path).name in names
-
-        async for _ in awatch(*{file.parent for file in files}, watch_filter=ours, recursive=False):
-            self.reload()
+        Not by inotify: it watches folders, since editors and Kubernetes replace files, and in the same folder the store
+        and the log change all the time; waking up for each of their writes cost more than 3 % of a request.
+        """
+        seen = _stamps((config, *self._loaded.files))
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            found = _stamps((config, *self._loaded.files))
+            if found != seen:
+                seen = found
+                self.reload()
 
     async def _keep_promises(self) -> None:
         """What may come undone or was not possible at the start: the store's schema and lock, and the policies' names.
@@ -264,9 +264,43 @@ class Runtime:
 
 
 _PROMISES_SECONDS = 5.0
+_LOOK_SECONDS = 1.0
+_PING_SECONDS):
+                await self.store.ping()
+            error = self.store_error
+        except (StoreError, TimeoutError) as trouble:
+            error = str(trouble) or f"no answer within {_PING_SECONDS:g} s"
+        return {"url": str(self.store.url), "reachable": error is None, "error": error, **asdict(self.ledger.status())}
+
+    def journal_status(self) -> dict[str, Any]:
+        """Whether events are safe on this machine."""
+        journal = self.journal
+        return {
+            "dir": str(journal.directory),
+            "healthy": journal.healthy,
+            "accepting": journal.accepting,
+            "waiting_in_memory": journal.waiting_in_memory,
+            **asdict(journal.counts),
+        }
+
+
+_PROMISES_SECONDS = 5.0
 _KUBERNETES_LINK = "..data"
 """What Kubernetes points elsewhere when a mounted ConfigMap changes; the files themselves are links through it."""
 _PING_SECONDS = 2.0
+
+
+def _stamps(files: Sequence[Path]) -> list[tuple[int, int, int] | None]:
+    """What changes when a file is written, replaced or linked elsewhere; None while it is away."""
+    stamps: list[tuple[int, int, int] | None] = []
+    for file in files:
+        try:
+            status = file.stat()
+        except OSError:
+            stamps.append(None)
+        else:
+            stamps.append((status.st_mtime_ns, status.st_size, status.st_ino))
+    return stamps
 
 
 def _without_file(environ: Mapping[str, str]) -> Loaded:

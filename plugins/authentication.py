@@ -8,13 +8,13 @@ from plugins import compat
 from plugins.wiring import wiring
 
 
-async def authenticate(request: Request, api_key: str) -> Any:
+async def authenticate(request: Request, api_key: str | None) -> Any:
     """The identity behind `api_key`, limited to the models its entry lists.
 
     The master key, and with a database every key that is not one of ours, goes on to LiteLLM's own check (None says
     so). Raises a 401 for any other key.
     """
-    presented = api_key.removeprefix("Bearer ")
+    presented = (api_key or "").removeprefix("Bearer ")
     directory = wiring().runtime.snapshot.directory
     found = directory.key(presented)
     if found is not None:

@@ -63,12 +63,22 @@ def of_chat_stream(stream: Any, call: Any) -> Receipt:
 
 
 def stream_behind(response: Any) -> Any:
-    """The stream that keeps the chunks: a completion stream of LiteLLM only translates one, inside a generator."""
-    inner = getattr(response, "completion_stream", None)
-    frame = getattr(inner, "ag_frame", None)
-    if hasattr(response, "chunks") or frame is None:
-        return response
-    return frame.f_locals.get("response", response)
+    """The stream that keeps the chunks, where LiteLLM has wrapped it: a completion stream stands behind an iterator that
+    carries headers, a translator of chunks and a generator. The response itself where there is none."""
+    stream = response
+    for _ in range(_MOST_WRAPPERS):
+        if stream is None or hasattr(stream, "chunks"):
+            break
+        frame = getattr(stream, "ag_frame", None)
+        stream = (
+            getattr(stream, "inner", None)
+            or getattr(stream, "completion_stream", None)
+            or (frame.f_locals.get("response") if frame is not None else None)
+        )
+    return response if stream is None else stream
+
+
+_MOST_WRAPPERS = 5
 
 
 def of_usage(usage: Any, model: str | None, call: Any, state: str = UsageState.REPORTED) -> Receipt:

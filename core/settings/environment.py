@@ -19,8 +19,7 @@ def _same(value: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Override:
-    """One variable and the setting, below `orchestration:`, that it overrides. Checked like the file's.
-    """
+    """One variable and the setting, below `orchestration:`, that it overrides. Checked like the file's."""
 
     variable: str
     loc: tuple[str, ...]

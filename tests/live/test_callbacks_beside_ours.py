@@ -40,7 +40,7 @@ THEIRS = '''
 
     class Diary(CustomLogger):
         async def async_pre_call_hook(self, user_api_key_dict, cache, data, call_type):
-            data["user"] = "set-by-their-callback"
+            data["temperature"] = 0.123
             return data
 
         async def async_log_success_event(self, kwargs, response_obj, start_time, end_time):
@@ -180,7 +180,7 @@ class TestCallback:
         answer = ask(gateway, stream=stream)
         assert answer.status_code == 200
         assert answer.headers["x-theirs"] == "yes"
-        assert gateway.provider.attempts[0].body["user"] == "set-by-their-callback"
+        assert gateway.provider.attempts[0].body["temperature"] == 0.123
         assert gateway.event(answer).cost_nano == cost_nano("small", 4, 8)
         entry = noted(gateway, "success")
         assert entry["cost"] == pytest.approx(cost_nano("small", 4, 8) / 1e9)

@@ -216,13 +216,13 @@ class TestBadEdits:
         self, before: str, after: str, complaint: str, proxy: Edited
     ):
         version = proxy.config_status()["version"]
-        text = text_of(proxy.start)
-        assert text.count(before) >= 1, text
-        bad = text.replace(before, after, 1)
+        # Widens a tier as well: a bad file is refused whole.
+        proxy.now["orchestration"]["tiers"]["free"]["models"] = ["*"]
+        text = text_of(proxy.now)
+        assert text.count(before) == 1, text
         line = 1 + text[: text.index(before)].count("\n")
         log_before = len(proxy.proxy.log_text())
-        # Widens a tier as well: a bad file is refused whole.
-        proxy.write(bad.replace("- small\n", "- '*'\n"))
+        proxy.write(text.replace(before, after))
         status = proxy.eventually(lambda config: bool(config["errors"]))
         assert status["version"] == version
         [error] = status["errors"]
