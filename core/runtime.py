@@ -159,8 +159,7 @@ class Runtime:
                 self.reload()
 
     async def _keep_promises(self) -> None:
-        """What may come undone or was not possible at the start: the store's schema and lock, and the policies' names.
-        """
+        """What may come undone or was not possible at the start: the store's schema and lock, and the policies' names."""
         while True:
             await asyncio.sleep(_PROMISES_SECONDS)
             if self._lock is not None and not await self._lock.held():
@@ -265,28 +264,6 @@ class Runtime:
 
 _PROMISES_SECONDS = 5.0
 _LOOK_SECONDS = 1.0
-_PING_SECONDS):
-                await self.store.ping()
-            error = self.store_error
-        except (StoreError, TimeoutError) as trouble:
-            error = str(trouble) or f"no answer within {_PING_SECONDS:g} s"
-        return {"url": str(self.store.url), "reachable": error is None, "error": error, **asdict(self.ledger.status())}
-
-    def journal_status(self) -> dict[str, Any]:
-        """Whether events are safe on this machine."""
-        journal = self.journal
-        return {
-            "dir": str(journal.directory),
-            "healthy": journal.healthy,
-            "accepting": journal.accepting,
-            "waiting_in_memory": journal.waiting_in_memory,
-            **asdict(journal.counts),
-        }
-
-
-_PROMISES_SECONDS = 5.0
-_KUBERNETES_LINK = "..data"
-"""What Kubernetes points elsewhere when a mounted ConfigMap changes; the files themselves are links through it."""
 _PING_SECONDS = 2.0
 
 

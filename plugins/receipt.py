@@ -63,8 +63,8 @@ def of_chat_stream(stream: Any, call: Any) -> Receipt:
 
 
 def stream_behind(response: Any) -> Any:
-    """The stream that keeps the chunks, where LiteLLM has wrapped it: a completion stream stands behind an iterator that
-    carries headers, a translator of chunks and a generator. The response itself where there is none."""
+    """The stream that keeps the chunks, where LiteLLM has wrapped it: a completion stream stands behind an iterator
+    that carries headers, a translator of chunks and a generator. The response itself where there is none."""
     stream = response
     for _ in range(_MOST_WRAPPERS):
         if stream is None or hasattr(stream, "chunks"):
