@@ -13,7 +13,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -56,7 +56,7 @@ def _ledger_figures(run: ledger.Result) -> Iterator[Figure]:
     yield Figure(f"{run.store}: memory added at the peak", run.rss_peak - run.rss_before, "MiB")
 
 
-BENCHMARKS: dict[str, Callable[[argparse.Namespace], Awaitable[Result]]] = {
+BENCHMARKS: dict[str, Callable[[argparse.Namespace], Coroutine[None, None, Result]]] = {
     "overhead": _overhead,
     "durability": _durability,
     "ledger": _ledger,
@@ -70,7 +70,8 @@ def table(result: Result) -> Table:
         f"{machine['cores']} cores of {machine['processor']}, {machine['memory_gib']} GiB, {machine['system']}, "
         f"Python {machine['python']}, LiteLLM {machine['litellm']}; {result.seconds:.0f} s"
     )
-    drawn = Table("figure", title=result.name, caption=caption, title_justify="left", caption_justify="left")
+    drawn = Table(title=result.name, caption=caption, title_justify="left", caption_justify="left")
+    drawn.add_column("figure", no_wrap=True)
     for heading in ("value", "95 % interval"):
         drawn.add_column(heading, justify="right")
     for heading in ("unit", "must be", ""):
@@ -78,9 +79,7 @@ def table(result: Result) -> Table:
     for figure in result.figures:
         interval = "" if figure.low is None or figure.high is None else f"{_plain(figure.low)} .. {_plain(figure.high)}"
         verdict = {True: "[green]kept[/]", False: "[red]missed[/]", None: ""}[figure.met]
-        drawn.add_row(
-            figure.name, _plain(figure.value), interval, figure.unit, str(figure.must or ""), verdict, style=None
-        )
+        drawn.add_row(figure.name, _plain(figure.value), interval, figure.unit, str(figure.must or ""), verdict)
     return drawn
 
 
@@ -101,19 +100,16 @@ def main() -> int:
         arguments.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
     results: list[Result] = []
     for name in given.names or BENCHMARKS:
-        result = asyncio.run(_run(BENCHMARKS[name], given))
+        result = asyncio.run(BENCHMARKS[name](given))
         results.append(result)
         _RESULTS.mkdir(exist_ok=True)
         (_RESULTS / f"{name}.json").write_text(json.dumps(result.to_mapping(), indent=1) + "\n")
         if not given.json:
-            Console().print(table(result))
+            # Piped into a file there is no terminal to fit.
+            Console(width=None if sys.stdout.isatty() else 130).print(table(result))
     if given.json:
         print(json.dumps([result.to_mapping() for result in results], indent=1))
     return 0 if all(result.met for result in results) else 1
-
-
-async def _run(benchmark: Callable[[argparse.Namespace], Awaitable[Result]], given: argparse.Namespace) -> Result:
-    return await benchmark(given)
 
 
 if __name__ == "__main__":

@@ -134,7 +134,7 @@ class Clients:
     async def send(self, request: bytes, count: int, window: Window) -> None:
         """Send `request` `count` times, every connection its next as soon as its last is answered; adds to `window`.
 
-        Raises RuntimeError on an answer that is not a 200: figures of failures would mean nothing.
+        Raises a group with a RuntimeError on an answer that is not a 200: figures of failures would mean nothing.
         """
         tickets = itertools.count()
         started = time.perf_counter()

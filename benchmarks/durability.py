@@ -11,7 +11,7 @@ import asyncio
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,7 +98,7 @@ class Reckoning:
     attempts: int
     """Requests that reached the provider."""
     down: float
-    """Seconds from the blow until an answer was received again."""
+    """Seconds from SIGKILL until an answer was received again, or from SIGTERM until the process had ended."""
     rate: float
     """Answers a second, that time left out."""
 
@@ -120,7 +120,10 @@ class Reckoning:
 
 
 async def reckon(requests: int = REQUESTS, connections: int = CONNECTIONS, blow: Blow = "SIGKILL") -> Reckoning:
-    """Run it: `requests` answers are received in all, and the blow falls when half of them are."""
+    """Run it: the blow falls when half of `requests` answers are received.
+
+    After SIGKILL the proxy is started again and the clients go on until they have them all; SIGTERM is the end.
+    """
     with ExitStack() as stack:
         provider = stack.enter_context(ProviderProcess(itemised=False))
         proxy = Rival(with_ours(provider.url))
@@ -137,7 +140,8 @@ async def reckon(requests: int = REQUESTS, connections: int = CONNECTIONS, blow:
         # In order, so that what is still in the journal gets into the store.
         await asyncio.to_thread(proxy.stop)
         books, attempts = Books.read(proxy.cwd), provider.totals.attempts
-        return Reckoning(blow, crowd.received, books, in_flight, left, attempts, down, requests / (elapsed - down))
+        rate = len(crowd.received.costs) / (elapsed - down)
+        return Reckoning(blow, crowd.received, books, in_flight, left, attempts, down, rate)
 
 
 class _Crowd:
@@ -189,13 +193,16 @@ class _Crowd:
 
 
 async def _strike(crowd: _Crowd, blow: Blow, after: int) -> tuple[int, int, float]:
-    """Let the blow fall and start the proxy again; requests in flight, events left in the journal, seconds away."""
+    """Let the blow fall; requests in flight, events left in the journal, and seconds as in `Reckoning.down`."""
     await eventually(lambda: len(crowd.received.costs) >= after, within=3600, what="half of the answers")
     in_flight, at = crowd.in_flight, time.perf_counter()
-    proxy = crowd.proxy
-    await asyncio.to_thread(proxy.kill if blow == "SIGKILL" else proxy.stop)
-    left = _journal_lines(proxy.cwd / ".orchestration" / "journal")
-    crowd.back = None
+    proxy, journal = crowd.proxy, crowd.proxy.cwd / ".orchestration" / "journal"
+    if blow == "SIGTERM":
+        await asyncio.to_thread(proxy.stop)
+        crowd.wanted = 0
+        return in_flight, _journal_lines(journal), time.perf_counter() - at
+    await asyncio.to_thread(proxy.kill)
+    left, crowd.back = _journal_lines(journal), None
     await asyncio.to_thread(proxy.start)
     back = await eventually(lambda: crowd.back, within=30, what="an answer after the restart")
     return in_flight, left, back - at
@@ -217,7 +224,10 @@ def _journal_lines(directory: Path) -> int:
 def figures_of(found: Reckoning) -> Iterator[Figure]:
     """What must hold, and what it took."""
     nothing = Bound("==", 0)
-    name: Callable[[str], str] = lambda text: f"{found.blow}: {text}"  # noqa: E731
+
+    def name(text: str) -> str:
+        return f"{found.blow}: {text}"
+
     yield Figure(name("answers received"), len(found.received.costs))
     yield Figure(name("of these not in the store"), len(found.missing), must=nothing)
     yield Figure(name("recorded twice"), found.books.calls_twice + found.received.repeated, must=nothing)
@@ -228,12 +238,12 @@ def figures_of(found: Reckoning) -> Iterator[Figure]:
     yield Figure(name("reached the provider, not recorded"), found.attempts - len(found.books.costs))
     must = nothing if found.blow == "SIGTERM" else None
     yield Figure(name("events left in the journal meanwhile"), found.left_in_journal, must=must)
-    yield Figure(name("time away"), found.down, "s")
+    yield Figure(name("seconds away" if found.blow == "SIGKILL" else "seconds to stop"), found.down, "s")
     yield Figure(name("rate"), found.rate, "requests/s")
 
 
 async def measure(requests: int = REQUESTS, connections: int = CONNECTIONS) -> Result:
-    """Once with SIGKILL, and with a tenth of the requests once with SIGTERM."""
+    """Once with SIGKILL, and once, with a tenth of the requests, with SIGTERM."""
     begun = time.perf_counter()
     figures = [*figures_of(await reckon(requests, connections, "SIGKILL"))]
     figures += figures_of(await reckon(max(requests // 10, 2 * connections), connections, "SIGTERM"))

@@ -63,6 +63,8 @@ class Figure:
     @classmethod
     def of(cls, name: str, values: Sequence[float], unit: str = "", must: Bound | None = None) -> Figure:
         """The median of repeated measurements, with its interval."""
+        if len(values) == 1:
+            return cls(name, values[0], unit, must=must)
         found = spread(values)
         return cls(name, found.median, unit, found.low, found.high, must)
 
@@ -74,9 +76,8 @@ class Figure:
         if self.must.sign == "==":
             return self.value == self.must.value
         at_most = self.must.sign == "<="
-        value = self.value
-        if self.must.within_noise:
-            value = (self.low if at_most else self.high) or value
+        edge = self.low if at_most else self.high
+        value = edge if self.must.within_noise and edge is not None else self.value
         return value <= self.must.value if at_most else value >= self.must.value
 
 

@@ -90,3 +90,11 @@ class NotReady(RequestRefused):
     status = 503
     type = "service_unavailable"
     code = "not_ready"
+
+
+class StoreUnavailable(RequestRefused):
+    """What was asked for is in the store, which does not answer."""
+
+    status = 503
+    type = "service_unavailable"
+    code = "store_unavailable"

@@ -1,7 +1,7 @@
 """The usage report: who used what, and what it cost, from the store; numbers only, no formatting."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -9,6 +9,7 @@ from sqlalchemy import ColumnElement, Select, and_, case, cast, func, literal, o
 from sqlalchemy.dialects.postgresql import JSONB
 
 from core.errors import StoreError
+from core.money import format_dollars
 from core.store.tables import usage_events as events
 
 if TYPE_CHECKING:
@@ -100,6 +101,26 @@ class UsageReport:
     by: tuple[str, ...]
     rows: list[UsageRow] = field(default_factory=list[UsageRow])
     totals: Usage = field(default_factory=Usage)
+
+
+def as_json(report: UsageReport) -> dict[str, Any]:
+    """The report for programs: money both exact, in nano-dollars, and as decimal text; times in ISO 8601."""
+    return {
+        "start": iso(report.start_ms),
+        "end": iso(report.end_ms),
+        "by": list(report.by),
+        "rows": [dict(zip(report.by, row.key, strict=True)) | _numbers(row.usage) for row in report.rows],
+        "totals": _numbers(report.totals),
+    }
+
+
+def iso(time_ms: int) -> str:
+    """Unix milliseconds as people write a moment in UTC."""
+    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat().replace("+00:00", "Z")
+
+
+def _numbers(of: Usage) -> dict[str, Any]:
+    return asdict(of) | {"cost": format_dollars(of.cost_nano), "cache_share": round(of.cache_share, 6)}
 
 
 async def usage_report(

@@ -159,7 +159,7 @@ class Runtime:
                 self.reload()
 
     async def _keep_promises(self) -> None:
-        """What may come undone or was not possible at the start: the store's schema and lock, and the policies' names."""
+        """What may come undone or was not possible at the start: the store's schema and lock, the policies' names."""
         while True:
             await asyncio.sleep(_PROMISES_SECONDS)
             if self._lock is not None and not await self._lock.held():
@@ -181,6 +181,9 @@ class Runtime:
             if loaded.digest == self._loaded.digest:
                 self.config_problems = ()
                 return False
+            if self._loaded.document and not loaded.document:
+                # Editors that write in place show this for a moment.
+                raise ConfigError(f"{self.config} is empty")
             self._swap(loaded)
         except ConfigError as error:
             self.config_problems = error.findings if isinstance(error, InvalidConfig) else (_problem(error),)

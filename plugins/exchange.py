@@ -129,7 +129,8 @@ class Exchange:
         found = self._read_receipt(attempt)
         self.receipt = found
         attempt.latency_ms = _ms(time.perf_counter() - started)
-        attempt.status = self.status or 200
+        # What the provider said; the client may be told otherwise, by a guardrail for one.
+        attempt.status = self.status if self.answer is None and self.status else 200
         if found.from_cache:
             self.attempts.remove(attempt)
             return

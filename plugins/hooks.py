@@ -12,7 +12,7 @@ from litellm.integrations.custom_logger import CustomLogger
 
 from core.errors import RequestRefused
 from plugins import admission, outcome
-from plugins.exchange import current
+from plugins.exchange import Exchange, current
 
 if TYPE_CHECKING:
     from core.runtime import Runtime
@@ -51,22 +51,22 @@ class Orchestration(CustomLogger):
     ) -> list[Any]:
         """Every attempt and every fallback, LiteLLM's own included: the deployments of a group that is not permitted
         go."""
-        exchange = current.get()
+        exchange = _exchange_of(request_kwargs or {})
         if exchange is None or await admission.permitted(self._runtime, exchange, model):
             return healthy_deployments
         return []
 
     async def async_pre_call_deployment_hook(self, kwargs: dict[str, Any], call_type: Any) -> dict[str, Any] | None:
         """An attempt begins."""
-        exchange = current.get()
-        if exchange is not None and kwargs.get("litellm_call_id") == exchange.call_id:
+        exchange = _exchange_of(kwargs)
+        if exchange is not None:
             exchange.begin_attempt(kwargs, getattr(call_type, "value", None))
         return None
 
     async def async_post_call_success_deployment_hook(self, request_data: Any, response: Any, call_type: Any) -> None:
         """An attempt was answered in full; streams do not come by here."""
-        exchange = current.get()
-        if exchange is not None and request_data.get("litellm_call_id") == exchange.call_id:
+        exchange = _exchange_of(request_data)
+        if exchange is not None:
             outcome.provider_answered(exchange, response)
 
     async def async_post_call_failure_deployment_hook(
@@ -77,8 +77,8 @@ class Orchestration(CustomLogger):
         fallback_depth: int | None = None,
     ) -> None:
         """An attempt failed."""
-        exchange = current.get()
-        if exchange is not None and request_data.get("litellm_call_id") == exchange.call_id:
+        exchange = _exchange_of(request_data)
+        if exchange is not None:
             outcome.attempt_failed(exchange, exception)
 
     async def async_post_call_failure_hook(
@@ -117,3 +117,10 @@ class Orchestration(CustomLogger):
         self, kwargs: dict[str, Any], response_obj: Any, start_time: Any, end_time: Any
     ) -> None:
         outcome.reported_later(self._runtime, kwargs)
+
+
+def _exchange_of(call: Mapping[str, Any]) -> Exchange | None:
+    """The exchange a call to a model serves, None for any other call made meanwhile: a guardrail may ask models too, on
+    the proxy's account and not on the key's."""
+    exchange = current.get()
+    return exchange if exchange is not None and call.get("litellm_call_id") == exchange.call_id else None

@@ -71,7 +71,9 @@ def usage(
     except (OrchestrationError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     if as_json:
-        click.echo(_json(found))
+        from core.reports import as_json as for_programs
+
+        click.echo(json.dumps(for_programs(found), indent=2))
     elif as_csv:
         click.echo(_csv(found), nl=False)
     else:
@@ -151,25 +153,6 @@ async def _read(url: str, start: int, end: int, by: Sequence[str], filters: dict
         return await store.usage.usage_report(start, end, by, filters)
     finally:
         await store.close()
-
-
-def _json(found: "UsageReport") -> str:
-    return json.dumps(
-        {
-            "start": _iso(found.start_ms),
-            "end": _iso(found.end_ms),
-            "by": list(found.by),
-            "rows": [dict(zip(found.by, row.key, strict=True)) | _numbers(row.usage) for row in found.rows],
-            "totals": _numbers(found.totals),
-        },
-        indent=2,
-    )
-
-
-def _numbers(of: "Usage") -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(of) | {"cost": format_dollars(of.cost_nano), "cache_share": round(of.cache_share, 6)}
 
 
 _CSV_COLUMNS: dict[str, Callable[["Usage"], Any]] = {

@@ -1,4 +1,5 @@
-"""Who may use what: unknown keys, limited keys, tiers, policies, fallbacks, and every way round them that we know of."""
+"""Who may use what: unknown keys, limited keys, tiers, policies, fallbacks, and every way round them that we know of.
+"""
 
 from __future__ import annotations
 
@@ -44,8 +45,8 @@ class TestUnknownKeys:
         assert gateway.provider.attempts == []
         assert "sk-unknown-0123456789" not in answer.text
 
-    @pytest.mark.parametrize("path", ["/v1/models", "/v1/models/small", "/orchestration/status", "/key/info", "/health"])
-    def test_nothing_is_shown_to_one(self, path: str, gateway: Gateway):
+    @pytest.mark.parametrize("path", ["/v1/models", "/v1/models/small", "/orchestration/status", "/key/info",
+    "/health"]) def test_nothing_is_shown_to_one(self, path: str, gateway: Gateway):
         with gateway.proxy.client("sk-unknown-0123456789") as client:
             assert client.get(path).status_code == 401
 
@@ -119,8 +120,8 @@ class TestKeysAndTiers:
         assert "x-orchestration-tier" not in answer.headers
 
     @pytest.mark.parametrize("who", ["bob", "carl"])
-    @pytest.mark.parametrize("name", ["large-id", "openai/large", "*", "large/../large", " large", "LARGE", "smart/large"])
-    def test_no_other_name_of_a_model_gets_round_a_limit(self, name: str, who: str, gateway: Gateway):
+    @pytest.mark.parametrize("name", ["large-id", "openai/large", "*", "large/../large", " large", "LARGE",
+    "smart/large"]) def test_no_other_name_of_a_model_gets_round_a_limit(self, name: str, who: str, gateway: Gateway):
         answer = gateway.chat(name, who=who)
         assert answer.status_code != 200, answer.text
         assert gateway.provider.attempts == []
@@ -340,7 +341,8 @@ class TestSmuggling:
 class TestRefusedRoutes:
     @pytest.mark.parametrize(
         "path",
-        ["/openai_passthrough/v1/chat/completions", "/openai/v1/threads", "/anthropic/v1/messages", "/v1/batches", "/vllm/x"],
+        ["/openai_passthrough/v1/chat/completions", "/openai/v1/threads", "/anthropic/v1/messages", "/v1/batches",
+        "/vllm/x"],
     )
     @pytest.mark.parametrize("who", ["ada", "admin"])
     def test_they_are_closed_while_there_are_tiers(self, path: str, who: str, gateway: Gateway):

@@ -18,8 +18,8 @@ def assert_books_agree(found: Reckoning) -> None:
 
 
 async def test_no_answer_that_a_client_received_is_missing_after_kill_9():
-    found = await reckon(2_000, blow="SIGKILL")
-    assert len(found.received.costs) == 2_000
+    found = await reckon(1_500, blow="SIGKILL")
+    assert len(found.received.costs) == 1_500
     assert found.in_flight > 0, "the blow fell on nobody"
     assert_books_agree(found)
     # What the provider has worked for and nobody recorded was in flight too.
@@ -27,6 +27,7 @@ async def test_no_answer_that_a_client_received_is_missing_after_kill_9():
 
 
 async def test_a_proxy_told_to_stop_leaves_nothing_in_its_journal():
-    found = await reckon(600, blow="SIGTERM")
+    found = await reckon(800, blow="SIGTERM")
+    assert found.in_flight > 0, "the proxy was idle when it was told to stop"
     assert found.left_in_journal == 0
     assert_books_agree(found)

@@ -1,4 +1,5 @@
-"""LiteLLM's own keys, users and teams: they go on working as LiteLLM documents them, and tiers and groups come on top."""
+"""LiteLLM's own keys, users and teams: they go on working as LiteLLM documents them, and tiers and groups come on top.
+"""
 
 from __future__ import annotations
 
@@ -234,7 +235,8 @@ class TestUsers:
         self, gateway: Gateway, new_key: Callable[..., HiddenKey]
     ):
         user = admin(
-            gateway, "/user/new", {"user_email": "max@example.org", "user_role": "internal_user", "auto_create_key": False}
+            gateway, "/user/new", {"user_email": "max@example.org", "user_role": "internal_user", "auto_create_key":
+            False}
         )["user_id"]
         own = new_key(user_id=user)
         with gateway.proxy.client(own) as client:

@@ -253,7 +253,8 @@ class TestBadEdits:
         proxy.becomes(200, "large", who="bob")
         assert proxy.config_status()["errors"] == []
 
-    def test_a_model_that_the_router_refuses_leaves_the_others_as_they_were(self, proxy: Edited, provider: FakeProvider):
+    def test_a_model_that_the_router_refuses_leaves_the_others_as_they_were(self, proxy: Edited, provider:
+    FakeProvider):
         def change(config: dict[str, Any]) -> None:
             config["model_list"][0]["litellm_params"]["model"] = "openai/renamed"
             unknown = model("tiny", provider.url)

@@ -1,5 +1,4 @@
-"""The proxy with our plugin that most live tests talk to: several models of the fake provider, tiers, policies, keys.
-"""
+"""The proxy with our plugin that most live tests talk to: several models of the fake provider, tiers, policies, keys."""
 
 from __future__ import annotations
 

@@ -109,12 +109,13 @@ class ProxyProcess:
         self._own_folder = Path(tempfile.mkdtemp(prefix="proxy-"))
         self.cwd = cwd or self._own_folder
         self.config = write_config(config, self._own_folder)
-        self.env = proxy_environment(self._own_folder, **(env or {}))
+        # An empty value takes a variable away: `llm-orchestration serve` then makes its own master key.
+        self.env = {name: value for name, value in proxy_environment(self._own_folder, **(env or {})).items() if value}
         if workers > 1:
             # uvicorn kills a worker that does not answer it for 5 s. On a busy machine LiteLLM's imports take longer
             # than that, and the workers are killed and started again for ever.
             self.env.setdefault("TIMEOUT_WORKER_HEALTHCHECK", "60")
-        self.key = HiddenKey(self.env["LITELLM_MASTER_KEY"])
+        self.key = HiddenKey(self.env.get("LITELLM_MASTER_KEY", ""))
         self.log = self._own_folder / "proxy.log"
         self.port = processes.free_port()
         self.workers = workers
@@ -233,7 +234,7 @@ class ProxyProcess:
     def log_text(self) -> str:
         """All it has printed, with the session's keys made unreadable; the file `log` has it as it is."""
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
-        for key in (self.key, self.env["LITELLM_SALT_KEY"]):
+        for key in filter(None, (self.key, self.env["LITELLM_SALT_KEY"])):
             text = text.replace(key, "sk-...")
         return text
 
