@@ -1,5 +1,4 @@
-"""Who may use what: unknown keys, limited keys, tiers, policies, fallbacks, and every way round them that we know of.
-"""
+"""Who may use what: unknown keys, limited keys, tiers, policies, fallbacks, and every way round them that we know of."""
 
 from __future__ import annotations
 
@@ -45,8 +44,10 @@ class TestUnknownKeys:
         assert gateway.provider.attempts == []
         assert "sk-unknown-0123456789" not in answer.text
 
-    @pytest.mark.parametrize("path", ["/v1/models", "/v1/models/small", "/orchestration/status", "/key/info",
-    "/health"]) def test_nothing_is_shown_to_one(self, path: str, gateway: Gateway):
+    @pytest.mark.parametrize(
+        "path", ["/v1/models", "/v1/models/small", "/orchestration/status", "/key/info", "/health"]
+    )
+    def test_nothing_is_shown_to_one(self, path: str, gateway: Gateway):
         with gateway.proxy.client("sk-unknown-0123456789") as client:
             assert client.get(path).status_code == 401
 
@@ -120,8 +121,10 @@ class TestKeysAndTiers:
         assert "x-orchestration-tier" not in answer.headers
 
     @pytest.mark.parametrize("who", ["bob", "carl"])
-    @pytest.mark.parametrize("name", ["large-id", "openai/large", "*", "large/../large", " large", "LARGE",
-    "smart/large"]) def test_no_other_name_of_a_model_gets_round_a_limit(self, name: str, who: str, gateway: Gateway):
+    @pytest.mark.parametrize(
+        "name", ["large-id", "openai/large", "*", "large/../large", " large", "LARGE", "smart/large"]
+    )
+    def test_no_other_name_of_a_model_gets_round_a_limit(self, name: str, who: str, gateway: Gateway):
         answer = gateway.chat(name, who=who)
         assert answer.status_code != 200, answer.text
         assert gateway.provider.attempts == []
@@ -302,7 +305,6 @@ class TestSmuggling:
         """LiteLLM lets a request bring its own answer. Nobody bills that, whatever its invented usage says."""
         answer = gateway.chat("small", who="bob", mock_response="mine")
         event = gateway.event(answer)
-        assert len(event.attempts) == len(gateway.provider.attempts) or answer.status_code != 200 or event.cost_nano == 0
         billed = gateway.provider.totals
         assert event.cost_nano == cost_nano("small", billed.prompt_tokens, billed.completion_tokens)
 
@@ -341,8 +343,13 @@ class TestSmuggling:
 class TestRefusedRoutes:
     @pytest.mark.parametrize(
         "path",
-        ["/openai_passthrough/v1/chat/completions", "/openai/v1/threads", "/anthropic/v1/messages", "/v1/batches",
-        "/vllm/x"],
+        [
+            "/openai_passthrough/v1/chat/completions",
+            "/openai/v1/threads",
+            "/anthropic/v1/messages",
+            "/v1/batches",
+            "/vllm/x",
+        ],
     )
     @pytest.mark.parametrize("who", ["ada", "admin"])
     def test_they_are_closed_while_there_are_tiers(self, path: str, who: str, gateway: Gateway):
@@ -372,4 +379,5 @@ class TestRefusedRoutes:
             answer = client.post(path, json=CHAT, follow_redirects=True)
         assert "large" not in {attempt.model for attempt in gateway.provider.attempts}
         calls = len(gateway.provider.attempts)
-        eventually_sync(lambda: len([e for e in gateway.books.new() if e.attempts]) == calls, what=f"as many events {answer}")
+        what = f"an event for each of {calls} calls (the answer was {answer.status_code})"
+        eventually_sync(lambda: len([event for event in gateway.books.new() if event.attempts]) == calls, what=what)

@@ -114,7 +114,10 @@ class TestPythonClient:
     async def test_an_async_stream_with_its_cost(self, first_run: FirstRun):
         async with openai.AsyncOpenAI(base_url=first_run.url, api_key=first_run.bob, max_retries=0) as client:
             stream = await client.chat.completions.create(
-                model="smart", messages=MESSAGES, stream=True, stream_options={"include_usage": True}  # type: ignore[arg-type]
+                model="smart",
+                messages=MESSAGES,
+                stream=True,
+                stream_options={"include_usage": True},  # type: ignore[arg-type]
             )
             chunks = [chunk async for chunk in stream]
         assert "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices) == SMALL

@@ -1,6 +1,8 @@
 """The pages of docs/ do what they say: their commands and programs run as a reader would run them."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -83,3 +85,21 @@ def run_program(program: str, folder: Path, environ: dict[str, str]) -> str:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
+
+
+def test_the_status_that_the_operations_page_shows_has_the_fields_it_explains(quickstart: ProxyProcess) -> None:
+    page = DOCS / "operations.md"
+    (step,) = steps(page)
+    shell = Shell(quickstart.cwd, {"PATH": os.environ["PATH"]})
+    try:
+        shell.run("set -a; . ./.orchestration/keys.env; set +a")
+        status = json.loads(shell.run(step.command.replace("http://127.0.0.1:4000", quickstart.url)))
+    finally:
+        shell.close()
+    explained = re.findall(r"`((?:config|store|journal)\.\w+)`", page.read_text())
+    assert len(explained) >= 8
+    for path in explained:
+        section, name = path.split(".")
+        if section == "journal" and name in ("dir",):
+            continue
+        assert name in status[section], path

@@ -161,7 +161,12 @@ def test_an_answer_is_right_and_recorded_once_as_the_provider_bills_it(call: Cal
 class TestWhoAndWhat:
     def test_the_key_its_user_team_groups_and_tier_are_recorded(self, gateway: Gateway):
         event = gateway.event(gateway.chat("small"))
-        assert (event.user_id, event.team_id, event.groups, event.tier) == ("ada", "research", ("scientists",), "premium")
+        assert (event.user_id, event.team_id, event.groups, event.tier) == (
+            "ada",
+            "research",
+            ("scientists",),
+            "premium",
+        )
         assert event.key_hash is not None and KEYS["ada"] not in event.key_hash
         gateway.books.mark()
         event = gateway.event(gateway.chat("small", who="bob"))
@@ -176,8 +181,11 @@ class TestWhoAndWhat:
 
     @pytest.mark.parametrize(
         ("path", "body"),
-        [("/v1/responses", RESPONSE), ("/v1/embeddings", {"model": "embed", "input": PROMPT}), ("/v1/completions",
-        TEXT)],
+        [
+            ("/v1/responses", RESPONSE),
+            ("/v1/embeddings", {"model": "embed", "input": PROMPT}),
+            ("/v1/completions", TEXT),
+        ],
     )
     def test_the_body_says_so_on_the_other_endpoints_too(self, path: str, body: dict[str, Any], gateway: Gateway):
         metadata = {"task_type": "coding", "priority": "4", "session_id": "s-1"}
@@ -245,7 +253,9 @@ class TestUsage:
         recorded = gateway.books.recorded(100)
         costs = sum(Decimal(answer.headers["x-orchestration-cost"]) for answer in answers)
         bill = gateway.provider.totals
-        assert sum(event.cost_nano for event in recorded) == cost_nano("small", bill.prompt_tokens, bill.completion_tokens)
+        assert sum(event.cost_nano for event in recorded) == cost_nano(
+            "small", bill.prompt_tokens, bill.completion_tokens
+        )
         assert costs == Decimal(sum(event.cost_nano for event in recorded)) / 10**9
         ids = {answer.headers["x-orchestration-request-id"] for answer in answers}
         assert ids == {event.request_id for event in recorded}
@@ -264,9 +274,7 @@ class TestErrors:
             ("/v1/embeddings", {"model": "embed", "input": PROMPT}),
         ],
     )
-    def test_a_model_outside_the_tier_is_forbidden_everywhere(
-        self, path: str, body: dict[str, Any], gateway: Gateway
-    ):
+    def test_a_model_outside_the_tier_is_forbidden_everywhere(self, path: str, body: dict[str, Any], gateway: Gateway):
         answer = gateway.post(path, body | {"model": "claude"}, who="bob")
         assert answer.status_code == 403, answer.text
         error = answer.json()["error"]

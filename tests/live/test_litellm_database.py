@@ -1,5 +1,4 @@
-"""LiteLLM's own keys, users and teams: they go on working as LiteLLM documents them, and tiers and groups come on top.
-"""
+"""LiteLLM's own keys, users and teams work on as LiteLLM documents them; tiers and groups come on top."""
 
 from __future__ import annotations
 
@@ -210,9 +209,7 @@ class TestTeams:
             chat(gateway, key, name)
         assert "large" not in {attempt.model for attempt in gateway.provider.attempts}
 
-    def test_an_alias_within_the_tier_works_and_is_recorded(
-        self, gateway: Gateway, new_key: Callable[..., HiddenKey]
-    ):
+    def test_an_alias_within_the_tier_works_and_is_recorded(self, gateway: Gateway, new_key: Callable[..., HiddenKey]):
         key = new_key(aliases={"mine": "small"})
         answer = chat(gateway, key, "mine")
         assert answer.status_code == 200, answer.text
@@ -235,8 +232,9 @@ class TestUsers:
         self, gateway: Gateway, new_key: Callable[..., HiddenKey]
     ):
         user = admin(
-            gateway, "/user/new", {"user_email": "max@example.org", "user_role": "internal_user", "auto_create_key":
-            False}
+            gateway,
+            "/user/new",
+            {"user_email": "max@example.org", "user_role": "internal_user", "auto_create_key": False},
         )["user_id"]
         own = new_key(user_id=user)
         with gateway.proxy.client(own) as client:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,7 @@ class Edited:
         """Change the file as careful editors and Kubernetes do: another file takes its name."""
         fresh = self.path.with_name("config.new")
         fresh.write_text(text)
-        os.replace(fresh, self.path)
+        fresh.replace(self.path)
 
     def restore(self) -> None:
         """The configuration the proxy was started with, in force again."""
@@ -188,9 +187,7 @@ class TestModelList:
         assert proxy.chat("small").headers["x-orchestration-cost"] == "0.000020000"
         prices = {"input_cost_per_token": 0.001, "output_cost_per_token": 0.01}
         proxy.edit(lambda config: config["model_list"][0]["model_info"].update(prices))
-        eventually_sync(
-            lambda: proxy.chat("small").headers["x-orchestration-cost"] == "0.084000000", within=WITHIN
-        )
+        eventually_sync(lambda: proxy.chat("small").headers["x-orchestration-cost"] == "0.084000000", within=WITHIN)
 
     def test_an_entry_without_an_id_needs_a_restart_and_says_so(self, proxy: Edited, provider: FakeProvider):
         anonymous = model("tiny", provider.url)
@@ -253,8 +250,9 @@ class TestBadEdits:
         proxy.becomes(200, "large", who="bob")
         assert proxy.config_status()["errors"] == []
 
-    def test_a_model_that_the_router_refuses_leaves_the_others_as_they_were(self, proxy: Edited, provider:
-    FakeProvider):
+    def test_a_model_that_the_router_refuses_leaves_the_others_as_they_were(
+        self, proxy: Edited, provider: FakeProvider
+    ):
         def change(config: dict[str, Any]) -> None:
             config["model_list"][0]["litellm_params"]["model"] = "openai/renamed"
             unknown = model("tiny", provider.url)
@@ -314,7 +312,9 @@ def test_requests_in_flight_during_an_edit_are_answered(proxy: Edited, provider:
     with ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(proxy.chat, "smart") for _ in range(80)]
         for models in (["small"], ["large", "small"], ["small", "large"]):
-            proxy.edit(lambda config, m=models: config["orchestration"]["routing"]["policies"]["smart"].update(candidates=m))
+            proxy.edit(
+                lambda config, m=models: config["orchestration"]["routing"]["policies"]["smart"].update(candidates=m)
+            )
             version = proxy.config_status()["version"]
             assert version
         assert {request.result().status_code for request in asked} == {200}

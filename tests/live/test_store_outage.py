@@ -57,6 +57,10 @@ def chat(client: httpx.Client) -> tuple[str, float]:
     return answer.headers["x-orchestration-request-id"], time.perf_counter() - began
 
 
+def ids(books: Books) -> set[str]:
+    return {event.request_id for event in books.all()}
+
+
 def test_an_outage_slows_nothing_down_and_loses_nothing(provider: FakeProvider, store: PostgresServer, database: str):
     with (
         ProxyProcess(config(provider), env=environment(database)) as proxy,
@@ -101,7 +105,7 @@ def test_a_proxy_starts_while_its_store_is_away_and_catches_up(
         assert books.status()["store"]["reachable"] is False
         assert books.backlog() == 10
         store.start()
-        eventually_sync(lambda: {event.request_id for event in books.all()} == asked, within=60, what="all in the store")
+        eventually_sync(lambda: ids(books) == asked, within=60, what="all in the store")
         eventually_sync(lambda: books.status()["store"]["reachable"], what="the store being reachable")
 
 
@@ -115,7 +119,7 @@ def test_a_restart_during_an_outage_loses_nothing(provider: FakeProvider, store:
         proxy.kill()
         store.start()
         proxy.start()
-        eventually_sync(lambda: {event.request_id for event in books.all()} == asked, within=60, what="all in the store")
+        eventually_sync(lambda: ids(books) == asked, within=60, what="all in the store")
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])

@@ -1,4 +1,4 @@
-"""Reading a proxy's books: the usage events in its store, straight from the tables and past the code that wrote them."""
+"""Reading a proxy's books: the usage events in its store, straight from the tables."""
 
 from __future__ import annotations
 

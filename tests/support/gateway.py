@@ -1,4 +1,4 @@
-"""The proxy with our plugin that most live tests talk to: several models of the fake provider, tiers, policies, keys."""
+"""The proxy that most live tests talk to: ours, with models of the fake provider, tiers, policies and keys."""
 
 from __future__ import annotations
 
