@@ -7,10 +7,12 @@ streams are real streams, token usage is counted, and two deployment parameters 
 """
 
 import asyncio
+import base64
 import hashlib
 import itertools
 import random
 import re
+import struct
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -65,7 +67,8 @@ class DemoProvider(CustomLLM):
         response: EmbeddingResponse = call["model_response"]
         response.model = model
         response.data = [
-            {"object": "embedding", "index": index, "embedding": _embedding(text)} for index, text in enumerate(texts)
+            {"object": "embedding", "index": index, "embedding": _encoded(_embedding(text), options)}
+            for index, text in enumerate(texts)
         ]
         response.usage = _usage(tokens, 0)
         return response
@@ -141,6 +144,13 @@ def _embedding(text: str) -> list[float]:
     """A unit-free vector that depends on nothing but the text."""
     digest = hashlib.sha256(text.encode()).digest()
     return [value / 255 for value in _take(digest, _EMBEDDING_DIMENSIONS)]
+
+
+def _encoded(vector: list[float], options: Mapping[str, Any]) -> list[float] | str:
+    """As OpenAI's clients ask for it by default: base64 of little-endian 32-bit floats."""
+    if options.get("encoding_format") != "base64":
+        return vector
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 
 
 def _take(values: Sequence[int], count: int) -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""Who may use what: unknown keys, limited keys, tiers, policies, fallbacks, and every way round them that we know of."""
+"""Who may use what: unknown keys, limited keys, tiers, policies, fallbacks, and the ways round them that we know."""
 
 from __future__ import annotations
 

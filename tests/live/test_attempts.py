@@ -239,10 +239,10 @@ class TestBrokenStreams:
         gateway.provider.script(model="small", cut_after_chunks=6, chunk_delay=0.05)
         with (
             gateway.client() as client,
-            client.stream("POST", path, json={"model": "small", "stream": True, **body}) as s,
+            client.stream("POST", path, json={"model": "small", "stream": True, **body}) as answer,
+            contextlib.suppress(httpx.RemoteProtocolError),
         ):
-            with contextlib.suppress(httpx.RemoteProtocolError):
-                s.read()
+            answer.read()
         event = gateway.event()
         bill = gateway.provider.totals
         assert event.usage in ("estimated", "unknown")

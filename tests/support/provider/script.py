@@ -106,7 +106,7 @@ class Script:
             self._by_key: dict[str, _Rule] = {}
 
     def set(self, behaviour: Behaviour, *, model: str | None = None, api_key: str | None = None) -> None:
-        """Use a behaviour for an api key, or for a model, or (with neither) for whatever has no behaviour of its own."""
+        """Use a behaviour for an api key, or a model, or (with neither) whatever has no behaviour of its own."""
         if model is not None and api_key is not None:
             raise ValueError("a behaviour is for a model or for an api key, not for both")
         with self._lock:
