@@ -5,9 +5,10 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
+from itertools import islice
 from pathlib import Path
 
 from core.errors import JournalFull, StoreError
@@ -29,6 +30,8 @@ class JournalCounts:
     """On disk, at once or later."""
     overflowed: int = 0
     """Had to wait in memory because the disk took nothing."""
+    bypassed: int = 0
+    """Of those, the ones that the store had before the disk took them."""
     lost: int = 0
     """Refused with JournalFull. More than 0 means that a caller went on although `accepting` was False."""
 
@@ -89,7 +92,8 @@ class Journal:
     @property
     def waiting_in_memory(self) -> int:
         """Records that the disk has not taken yet."""
-        return len(self._overflow)
+        with self._lock:  # never in between a record's way to the disk and its leaving the memory
+            return len(self._overflow)
 
     @property
     def segments(self) -> list[Segment]:
@@ -109,6 +113,19 @@ class Journal:
         if unknown := fields.keys() - _NAMES:
             raise TypeError(f"an amendment has no {', '.join(sorted(unknown))}")
         self._keep(encode(Amendment(request_id, **fields)))
+
+    def waiting(self, bound: int = 1000) -> list[bytes]:
+        """The oldest lines that wait in memory, at most `bound` of them, for whoever can keep them elsewhere."""
+        with self._lock:
+            return list(islice(self._overflow, bound))
+
+    def let_go(self, lines: Sequence[bytes]) -> None:
+        """These lines of `waiting` are kept elsewhere now; those the disk took meanwhile are on it as well."""
+        kept = {id(line) for line in lines}
+        with self._lock:
+            while self._overflow and id(self._overflow[0]) in kept:
+                self._overflow.popleft()
+                self.counts.bypassed += 1
 
     def release(self, segment: Segment) -> None:
         """Delete one of our segments that is acknowledged in full and no longer written to."""

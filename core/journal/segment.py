@@ -102,18 +102,20 @@ class Segment:
             with suppress(OSError):
                 self.size = os.fstat(self.fd).st_size
 
-    def read(self, wanted: int = _READ) -> bytes:
-        """The next unacknowledged whole lines, about `wanted` bytes of them; empty at the end.
+    def read(self, wanted: int = _READ, start: int | None = None) -> bytes:
+        """The next whole lines from `start`, by default the unacknowledged, about `wanted` bytes; empty at the end.
 
         A last line without its newline, left by a writer that died, is returned as it is.
         """
+        start = self.acknowledged if start is None else start
+        left = self.size - start
         while True:
-            length = min(wanted, self.backlog)
-            data = os.pread(self.fd, length, self.acknowledged)
+            length = min(wanted, left)
+            data = os.pread(self.fd, length, start)
             end = data.rfind(b"\n") + 1
             if end:
                 return data[:end]
-            if len(data) == self.backlog or len(data) < length:
+            if len(data) == left or len(data) < length:
                 return data
             wanted *= 2  # one line longer than that
 

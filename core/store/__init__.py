@@ -2,11 +2,14 @@
 
 from core.store.engine import Store, open_store
 from core.store.errors import RecordRefused
+from core.store.instances import Instance, InstanceRepository
 from core.store.lock import StoreLock, acquire_single_writer_lock
 from core.store.url import StoreUrl
 from core.store.usage import UsageRepository, Written
 
 __all__ = [
+    "Instance",
+    "InstanceRepository",
     "RecordRefused",
     "Store",
     "StoreLock",

@@ -53,18 +53,24 @@ usage_amendments = Table(
     # Amendments whose event has not arrived: it is still in the journal of another worker.
     Column("request_id", Text, primary_key=True),
     Column("amendment", Text, primary_key=True),
+    Column("since_ms", BigInteger, nullable=False),
     sqlite_with_rowid=False,
 )
 
+instances = Table(
+    "instances",
+    metadata,
+    # A row for each worker that lives, or died within the last day.
+    Column("instance", Text, primary_key=True),
+    Column("host", Text, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("started_ms", BigInteger, nullable=False),
+    Column("seen_ms", BigInteger, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("config_digest", Text, nullable=False),
+    Column("config_version", Integer, nullable=False),
+)
+
+# The only index: every report is about a period. One on who asked would be a page to read and write for each event, in
+# no order, which halves what SQLite can take.
 Index("usage_events_time", usage_events.c.time_ms)
-for _name, _who in (("key", "key_hash"), ("user", "user_id"), ("team", "team_id")):
-    _present = usage_events.c[_who].is_not(None)
-    Index(
-        f"usage_events_{_name}_time",
-        usage_events.c[_who],
-        usage_events.c.time_ms,
-        postgresql_where=_present,
-        sqlite_where=_present,
-    )
-_called = usage_events.c.litellm_call_id.is_not(None)
-Index("usage_events_call", usage_events.c.litellm_call_id, postgresql_where=_called, sqlite_where=_called)

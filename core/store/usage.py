@@ -6,8 +6,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import orjson
-from sqlalchemy import RowMapping, delete, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, RowMapping, delete, select, update
 
 from core.journal import Amendment
 from core.store.tables import ATTEMPT_COLUMNS, EVENT_COLUMNS, usage_amendments, usage_attempts, usage_events
@@ -58,19 +57,22 @@ class UsageRepository:
                 late.append(amendment)
             else:
                 amendment.improve(event)
-        async with self._store.writing() as connection:
-            inserted = await self._insert(connection, by_id.values())
-            if inserted < len(by_id):
-                # Some were there already, perhaps without what we just merged into our copies.
-                late = amendments
-            waiting = await self._waiting(connection)
-            amended = await self._amend(connection, [*waiting, *late]) if waiting or late else 0
-        return Written(inserted, amended)
+
+        def work(connection: Connection) -> Written:
+            inserted = self._insert(connection, by_id.values())
+            # Where some were there already, perhaps it is without what we just merged into our copies.
+            missed = late if inserted == len(by_id) else amendments
+            waiting = self._waiting(connection)
+            amended = self._amend(connection, [*waiting, *missed]) if waiting or missed else 0
+            self._purge(connection)
+            return Written(inserted, amended)
+
+        return await self._store.write(work)
 
     async def get(self, request_id: str) -> UsageEvent | None:
         """The event with its attempts; None when there is none."""
         async with self._store.reading() as connection:
-            return (await self._load(connection, [request_id])).get(request_id)
+            return (await connection.run_sync(self._load, [request_id])).get(request_id)
 
     async def usage_report(
         self,
@@ -84,7 +86,7 @@ class UsageRepository:
 
         return await usage_report(self._store, start_ms, end_ms, by, filters)
 
-    async def _insert(self, connection: AsyncConnection, events: Iterable[UsageEvent]) -> int:
+    def _insert(self, connection: Connection, events: Iterable[UsageEvent]) -> int:
         rows: list[tuple[Any, ...]] = []
         attempts: list[tuple[Any, ...]] = []
         for event in events:
@@ -92,20 +94,20 @@ class UsageRepository:
             rows.append((*values[:_GROUPS], _groups_text(event.groups), *values[_GROUPS + 1 :]))
             for attempt in event.attempts:
                 attempts.append((event.request_id, *_attempt_values(attempt)))
-        inserted = await insert(connection, usage_events, rows)
-        await insert(connection, usage_attempts, attempts)
+        inserted = insert(connection, usage_events, rows)
+        insert(connection, usage_attempts, attempts)
         return inserted
 
-    async def _waiting(self, connection: AsyncConnection) -> list[Amendment]:
+    def _waiting(self, connection: Connection) -> list[Amendment]:
         """Amendments that waited for an event which is here now."""
         statement = select(usage_amendments.c.amendment).join(
             usage_events, usage_events.c.request_id == usage_amendments.c.request_id
         )
-        return [Amendment.from_json(text.encode()) for text in (await connection.execute(statement)).scalars()]
+        return [Amendment.from_json(text.encode()) for text in (connection.execute(statement)).scalars()]
 
-    async def _amend(self, connection: AsyncConnection, amendments: Sequence[Amendment]) -> int:
+    def _amend(self, connection: Connection, amendments: Sequence[Amendment]) -> int:
         request_ids = list({amendment.request_id for amendment in amendments})
-        events = await self._load(connection, request_ids, lock=True)
+        events = self._load(connection, request_ids, lock=True)
         changed: dict[str, UsageEvent] = {}
         early: list[tuple[str, str]] = []
         for amendment in amendments:
@@ -115,40 +117,40 @@ class UsageRepository:
             elif amendment.improve(event):
                 changed[event.request_id] = event
         for event in changed.values():
-            await self._save(connection, event)
-        await insert(connection, usage_amendments, early)
+            self._save(connection, event)
+        insert(connection, usage_amendments, early)
         if events:
             arrived = list(events)
             for start in range(0, len(arrived), _CHUNK):
                 ids = arrived[start : start + _CHUNK]
-                await connection.execute(delete(usage_amendments).where(usage_amendments.c.request_id.in_(ids)))
+                connection.execute(delete(usage_amendments).where(usage_amendments.c.request_id.in_(ids)))
         return len(changed)
 
-    async def _save(self, connection: AsyncConnection, event: UsageEvent) -> None:
-        await connection.execute(
+    def _save(self, connection: Connection, event: UsageEvent) -> None:
+        connection.execute(
             update(usage_events)
             .where(usage_events.c.request_id == event.request_id)
             .values({name: _kept(getattr(event, name)) for name in _AMENDED})
         )
         for attempt in event.attempts:
-            await connection.execute(
+            connection.execute(
                 update(usage_attempts)
                 .where(usage_attempts.c.request_id == event.request_id, usage_attempts.c.number == attempt.number)
                 .values({name: getattr(attempt, name) for name in _ATTEMPT_AMENDED})
             )
 
-    async def _load(
-        self, connection: AsyncConnection, request_ids: Sequence[str], lock: bool = False
+    def _load(
+        self, connection: Connection, request_ids: Sequence[str], lock: bool = False
     ) -> dict[str, UsageEvent]:
         events: dict[str, UsageEvent] = {}
         for start in range(0, len(request_ids), _CHUNK):
             ids = request_ids[start : start + _CHUNK]
             chosen = select(usage_events).where(usage_events.c.request_id.in_(ids)).order_by(usage_events.c.request_id)
-            for row in (await connection.execute(chosen.with_for_update() if lock else chosen)).mappings():
+            for row in (connection.execute(chosen.with_for_update() if lock else chosen)).mappings():
                 events[row["request_id"]] = _event(row)
             of_these = select(usage_attempts).where(usage_attempts.c.request_id.in_(ids))
             ordered = of_these.order_by(usage_attempts.c.request_id, usage_attempts.c.number)
-            for row in (await connection.execute(ordered)).mappings():
+            for row in (connection.execute(ordered)).mappings():
                 if event := events.get(row["request_id"]):
                     event.attempts.append(Attempt(**{name: row[name] for name in ATTEMPT_COLUMNS}))
         return events

@@ -5,8 +5,7 @@ from functools import cache
 from itertools import chain
 from typing import Any
 
-from sqlalchemy import BigInteger, Boolean, Integer, Table, Text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import BigInteger, Boolean, Connection, Integer, Table, Text
 
 _INT64 = 1 << 63
 # Rows of one SQLite statement. executemany would take the interpreter's lock again after every row, and on a busy
@@ -14,7 +13,7 @@ _INT64 = 1 << 63
 _SIZES = (200, 50, 10, 1)
 
 
-async def insert(connection: AsyncConnection, table: Table, rows: Sequence[tuple[Any, ...]]) -> int:
+def insert(connection: Connection, table: Table, rows: Sequence[tuple[Any, ...]]) -> int:
     """Insert rows (values in the order of the table's columns); returns how many were new.
 
     NUL characters, which PostgreSQL cannot keep in a text, become U+FFFD in both databases. Raises ValueError for a
@@ -24,13 +23,13 @@ async def insert(connection: AsyncConnection, table: Table, rows: Sequence[tuple
         return 0
     columns = _clean(table, rows)
     if connection.dialect.name == "postgresql":
-        return (await connection.exec_driver_sql(_from_arrays(table), tuple(columns))).rowcount
+        return connection.exec_driver_sql(_from_arrays(table), tuple(columns)).rowcount
     inserted, start = 0, 0
     values = list(zip(*columns, strict=True))
     for size in _SIZES:
         while len(values) - start >= size:
             flat = tuple(chain.from_iterable(values[start : start + size]))
-            inserted += (await connection.exec_driver_sql(_from_values(table, size), flat)).rowcount
+            inserted += connection.exec_driver_sql(_from_values(table, size), flat).rowcount
             start += size
     return inserted
 

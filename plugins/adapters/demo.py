@@ -67,7 +67,7 @@ class DemoProvider(CustomLLM):
         response: EmbeddingResponse = call["model_response"]
         response.model = model
         response.data = [
-            {"object": "embedding", "index": index, "embedding": _encoded(_embedding(text), options)}
+            {"object": "embedding", "index": index, "embedding": _encoded(_embedding(text), call.get("litellm_params"))}
             for index, text in enumerate(texts)
         ]
         response.usage = _usage(tokens, 0)
@@ -146,9 +146,13 @@ def _embedding(text: str) -> list[float]:
     return [value / 255 for value in _take(digest, _EMBEDDING_DIMENSIONS)]
 
 
-def _encoded(vector: list[float], options: Mapping[str, Any]) -> list[float] | str:
-    """As OpenAI's clients ask for it by default: base64 of little-endian 32-bit floats."""
-    if options.get("encoding_format") != "base64":
+def _encoded(vector: list[float], call: Mapping[str, Any] | None) -> list[float] | str:
+    """As OpenAI's clients ask for it by default: base64 of little-endian 32-bit floats.
+
+    LiteLLM lets no custom provider support `encoding_format` and drops it; the client's own body still says it.
+    """
+    asked = ((call or {}).get("proxy_server_request") or {}).get("body") or {}
+    if asked.get("encoding_format") != "base64":
         return vector
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,7 +12,7 @@ import pytest
 
 from tests.support.books import Books
 from tests.support.eventually import eventually_sync
-from tests.support.gateway import KEYS, MESSAGES, OURS, cost_nano, key_environment, model
+from tests.support.gateway import KEYS, MESSAGES, OURS, Gateway, cost_nano, key_environment, model
 from tests.support.postgres import PostgresServer
 from tests.support.provider import FakeProvider
 from tests.support.proxy import ProxyProcess
@@ -35,6 +34,21 @@ def database(store: PostgresServer) -> Iterator[str]:
     store.start()
     with store.database() as url:
         yield url
+
+
+@pytest.fixture(scope="module")
+def module_database(store: PostgresServer) -> Iterator[str]:
+    with store.database() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def running(shared_provider: FakeProvider, module_database: str) -> Iterator[tuple[ProxyProcess, Books]]:
+    """A proxy with its books in PostgreSQL."""
+    with ProxyProcess(config(shared_provider), env=environment(module_database)) as proxy:
+        books = Books(proxy, module_database)
+        books.mark()
+        yield proxy, books
 
 
 def config(provider: FakeProvider) -> dict[str, Any]:
@@ -61,12 +75,31 @@ def ids(books: Books) -> set[str]:
     return {event.request_id for event in books.all()}
 
 
-def test_an_outage_slows_nothing_down_and_loses_nothing(provider: FakeProvider, store: PostgresServer, database: str):
-    with (
-        ProxyProcess(config(provider), env=environment(database)) as proxy,
-        proxy.client(KEYS["ada"], timeout=15) as client,
-    ):
-        books = Books(proxy, database)
+def refuses_to_start(store_url: str, holder: ProxyProcess, provider: FakeProvider) -> None:
+    second = ProxyProcess(config(provider), env=environment(store_url))
+    try:
+        second.spawn()
+        eventually_sync(lambda: not second.running, within=60, what="the second proxy giving up")
+        assert second.wait() != 0
+        log = second.log_text()
+        assert "REDIS_URL" in log and "already in use" in log
+        assert f"pid {holder.pid}" in log, "it says who has the store"
+    finally:
+        second.close()
+    assert holder.running
+
+
+def test_a_second_proxy_on_the_same_postgresql_refuses_to_start_and_names_redis_url(
+    running: tuple[ProxyProcess, Books], module_database: str, provider: FakeProvider
+):
+    refuses_to_start(module_database, running[0], provider)
+
+
+def test_an_outage_slows_nothing_down_and_loses_nothing(
+    running: tuple[ProxyProcess, Books], provider: FakeProvider, store: PostgresServer
+):
+    proxy, books = running
+    with proxy.client(KEYS["ada"], timeout=15) as client:
         books.mark()
         for _ in range(20):  # warm
             chat(client)
@@ -94,7 +127,7 @@ def test_an_outage_slows_nothing_down_and_loses_nothing(provider: FakeProvider, 
         assert books.status()["store"]["reachable"] is True
 
 
-def test_a_proxy_starts_while_its_store_is_away_and_catches_up(
+def test_a_proxy_that_starts_and_dies_while_its_store_is_away_catches_up_at_the_next_start(
     provider: FakeProvider, store: PostgresServer, database: str
 ):
     store.stop()
@@ -104,41 +137,13 @@ def test_a_proxy_starts_while_its_store_is_away_and_catches_up(
         books = Books(proxy, database)
         assert books.status()["store"]["reachable"] is False
         assert books.backlog() == 10
-        store.start()
-        eventually_sync(lambda: ids(books) == asked, within=60, what="all in the store")
-        eventually_sync(lambda: books.status()["store"]["reachable"], what="the store being reachable")
-
-
-def test_a_restart_during_an_outage_loses_nothing(provider: FakeProvider, store: PostgresServer, database: str):
-    with ProxyProcess(config(provider), env=environment(database)) as proxy:
-        books = Books(proxy, database)
-        books.mark()
-        store.stop()
-        with proxy.client(KEYS["ada"], timeout=15) as client:
-            asked = {chat(client)[0] for _ in range(10)}
         proxy.kill()
-        store.start()
         proxy.start()
+        store.start()
         eventually_sync(lambda: ids(books) == asked, within=60, what="all in the store")
+        eventually_sync(lambda: books.status()["store"]["reachable"], within=15, what="the store being reachable")
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-def test_a_second_proxy_on_the_same_store_refuses_to_start_and_names_redis_url(
-    kind: str, provider: FakeProvider, database: str, tmp_path: Path
-):
-    url = database if kind == "postgresql" else f"sqlite:///{tmp_path / 'shared.db'}"
-    with ProxyProcess(config(provider), env=environment(url)) as first:
-        Books(first, database if kind == "postgresql" else tmp_path / "shared.db").mark()
-        second = ProxyProcess(config(provider), env=environment(url))
-        try:
-            second.spawn()
-            eventually_sync(lambda: not second.running, within=60, what="the second proxy giving up")
-            assert second.wait() != 0
-            log = second.log_text()
-            assert "REDIS_URL" in log and "already in use" in log
-            assert f"pid {first.pid}" in log, "it says who has the store"
-        finally:
-            second.close()
-        assert first.running
-        with first.client(KEYS["ada"]) as client:
-            chat(client)
+def test_a_second_proxy_on_the_same_sqlite_file_refuses_to_start_and_names_redis_url(gateway: Gateway):
+    refuses_to_start(f"sqlite:///{gateway.proxy.cwd / 'orchestration.db'}", gateway.proxy, gateway.provider)
+    assert gateway.chat("small").status_code == 200
