@@ -212,7 +212,7 @@ def _journal_lines(directory: Path) -> int:
     """Events in the files that the store has not acknowledged."""
     lines = 0
     for path in directory.glob("*.jsonl"):
-        mark = path.with_suffix(path.suffix + ".ack")
+        mark = path.with_suffix(".ack")
         acknowledged = int(mark.read_text() or 0) if mark.exists() else 0
         lines += path.read_bytes()[acknowledged:].count(b"\n")
     return lines

@@ -77,7 +77,7 @@ class Claims:
     user_tier: str | None = None
 
 
-_NOTHING = Claims()
+NOTHING_CLAIMED = Claims()
 _HEADERS: dict[bytes, str] = {
     b"x-task-type": "task_type",
     b"x-priority": "priority",
@@ -105,7 +105,7 @@ def read_claims(headers: list[tuple[bytes, bytes]], metadata: Mapping[str, Any] 
         if name is not None:
             found = found or {}
             found[name] = _checked(name, raw.decode("latin-1").strip(), header.decode())
-    return Claims(**found) if found else _NOTHING
+    return Claims(**found) if found else NOTHING_CLAIMED
 
 
 def _checked(name: str, value: Any, where: str) -> Any:

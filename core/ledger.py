@@ -49,6 +49,15 @@ class LedgerStatus:
     """Why the last batch did not go through; None after one that did."""
 
 
+@dataclass(slots=True, frozen=True)
+class _Ahead:
+    """A batch that is read before its turn."""
+
+    segment: Segment
+    start: int
+    batch: asyncio.Task[Batch]
+
+
 class Ledger:
     """Moves what the journal holds into the store.
 
@@ -83,6 +92,7 @@ class Ledger:
         self._torn = 0
         self._last_error: str | None = None
         self._oldest_ms: int | None = None
+        self._ahead: _Ahead | None = None
 
     def start(self) -> None:
         """Begin, with whatever processes that are no more left behind."""
@@ -98,23 +108,23 @@ class Ledger:
         with suppress(asyncio.CancelledError):
             await self._task
         self._task = None
+        if self._ahead is not None:
+            # A thread still reads the file: it must not be closed under its hands.
+            await asyncio.wait([self._ahead.batch])
+            self._ahead = None
         for segment in self._adopted:
             segment.close()
         self._adopted.clear()
 
     async def flush(self, within: float = 10) -> bool:
         """Wait until everything appended so far is in the store; False if that took longer than `within` seconds."""
-        goals = [(segment, segment.size) for segment in self._sources()]
-        if self._journal.waiting_in_memory:
-            return False
-
-        def reached() -> bool:
-            return all(segment.acknowledged >= size for segment, size in goals)
-
         self._wake.set()
         try:
             async with asyncio.timeout(within), self._progress:
-                await self._progress.wait_for(reached)
+                # First, since memory may empty into a file.
+                await self._progress.wait_for(lambda: not self._journal.waiting_in_memory)
+                goals = [(segment, segment.size) for segment in self._sources()]
+                await self._progress.wait_for(lambda: all(segment.acknowledged >= size for segment, size in goals))
         except TimeoutError:
             return False
         return True
@@ -168,7 +178,8 @@ class Ledger:
             self._adopted += found
 
     async def _one_round(self) -> bool:
-        """One batch of our own records and one of each adopted segment; whether more is waiting."""
+        """What waits in memory, one batch of our own records and one of each adopted segment; whether more is there."""
+        await self._what_the_disk_refused()
         own = self._journal.segments
         await self._one_batch(own[0])
         if len(own) > 1 and not own[0].backlog:
@@ -181,13 +192,22 @@ class Ledger:
         # A few new lines may linger, so that they make one transaction and not many.
         return len(own) > 1 or bool(self._adopted) or own[0].backlog >= self._batch_bytes
 
+    async def _what_the_disk_refused(self) -> None:
+        """Store what only memory holds while the disk takes nothing: a kill would lose it, and it fills up."""
+        while lines := self._journal.waiting():
+            batch = decode_lines(b"".join(lines), 0)
+            rejected = batch.rejected + await self._write(batch.events, batch.amendments)
+            if rejected:
+                self._set_aside(rejected)
+            self._journal.let_go(lines)
+            self._written += batch.records - len(rejected)
+            async with self._progress:
+                self._progress.notify_all()
+
     async def _one_batch(self, segment: Segment) -> None:
         if not segment.backlog:
             return
-        if segment.backlog <= _INLINE_BYTES:
-            batch = self._read(segment)
-        else:
-            batch = await asyncio.to_thread(self._read, segment)
+        batch = await self._next_batch(segment)
         if batch.events and self._oldest_ms is None:
             self._oldest_ms = batch.events[0].time_ms
         rejected = batch.rejected + await self._write(batch.events, batch.amendments)
@@ -196,14 +216,36 @@ class Ledger:
         if batch.torn:
             self._torn += batch.torn
             _LOG.error("%s has %d damaged lines before byte %d; skipped", segment.path, batch.torn, batch.end)
-        segment.acknowledge(batch.end, batch.records)
+        try:
+            segment.acknowledge(batch.end, batch.records)
+        except OSError as error:
+            # At worst the next start does this again, which changes nothing. On a full disk above all, go on.
+            self._complain(f"how far the store has got cannot be noted beside {segment.path}: {error}")
         self._written += len(batch.events) + len(batch.amendments) - len(rejected) + len(batch.rejected)
         self._oldest_ms = None
         async with self._progress:
             self._progress.notify_all()
 
-    def _read(self, segment: Segment) -> Batch:
-        return decode_lines(segment.read(self._batch_bytes), segment.acknowledged)
+    async def _next_batch(self, segment: Segment) -> Batch:
+        """What is not acknowledged; of a long backlog, the batch after it is read while this one is written."""
+        start, ahead = segment.acknowledged, self._ahead
+        if ahead is not None and ahead.segment is segment:
+            # Shielded: `stop` may cancel the waiting, not the thread.
+            batch = await asyncio.shield(ahead.batch)
+            self._ahead = None
+            if ahead.start != start:
+                batch = await asyncio.to_thread(self._read, segment, start)
+        elif segment.backlog <= _INLINE_BYTES:
+            return self._read(segment, start)
+        else:
+            batch = await asyncio.to_thread(self._read, segment, start)
+        if self._ahead is None and segment.size - batch.end > _INLINE_BYTES:
+            reading = asyncio.create_task(asyncio.to_thread(self._read, segment, batch.end))
+            self._ahead = _Ahead(segment, batch.end, reading)
+        return batch
+
+    def _read(self, segment: Segment, start: int) -> Batch:
+        return decode_lines(segment.read(self._batch_bytes, start), start)
 
     async def _write(self, events: Sequence[UsageEvent], amendments: Sequence[Amendment]) -> list[Rejected]:
         """Store them, halving the batch round any record that the database will not hold; returns those."""
@@ -243,12 +285,15 @@ class Ledger:
         """Note the failure; returns how long to pause, in seconds."""
         self._failures += 1
         self._last_error = str(error)
+        self._complain(f"usage stays in the journal for now ({self.status().backlog_events} records): {error}")
+        longest = min(_LONGEST_PAUSE, 0.25 * 2 ** min(self._failures - 1, 10))
+        return longest * random.uniform(0.5, 1.0)  # noqa: S311
+
+    def _complain(self, what: str) -> None:
         now = self._clock()
         if now >= self._next_complaint:
             self._next_complaint = now + _LOG_EVERY
-            _LOG.error("usage stays in the journal for now (%d records): %s", self.status().backlog_events, error)
-        longest = min(_LONGEST_PAUSE, 0.25 * 2 ** min(self._failures - 1, 10))
-        return longest * random.uniform(0.5, 1.0)  # noqa: S311
+            _LOG.error("%s", what)
 
     async def _rest(self, seconds: float) -> None:
         self._wake.clear()

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from core.context import Caller, RequestContext, output_limit, read_claims
-from core.errors import ModelNotAllowed
+from core.context import NOTHING_CLAIMED, Caller, Claims, RequestContext, output_limit, read_claims
+from core.errors import BadField, ModelNotAllowed
 from custom_router.router import Plan, rank
 from plugins import compat
 from plugins.exchange import Exchange
@@ -23,11 +23,15 @@ async def admit(runtime: "Runtime", exchange: Exchange, auth: Any, data: dict[st
     exchange.principal = auth
     exchange.call = data.get("litellm_logging_obj")
     exchange.call_id = data.get("litellm_call_id")
-    # Identified before anything in the request can be refused, so that refusals have an owner in the books.
     caller = snapshot.directory.caller(compat.principal_of(auth))
-    exchange.context = _context(exchange, caller, data, None)
-    claims = read_claims(exchange.headers, _own_metadata(data))
-    context = exchange.context = _context(exchange, snapshot.directory.claimed(caller, claims), data, claims)
+    try:
+        claims = read_claims(exchange.headers, _own_metadata(data))
+        caller = snapshot.directory.claimed(caller, claims)
+    except BadField:
+        # Refused, but with an owner in the books.
+        exchange.context = _context(exchange, caller, data, NOTHING_CLAIMED)
+        raise
+    context = exchange.context = _context(exchange, caller, data, claims)
     plan = rank(context, snapshot.policies, snapshot.access)
     allowed = [group for group in plan.candidates if await _key_may_use(exchange, group, plan)]
     if not allowed:
@@ -50,7 +54,7 @@ def refused_before_us(runtime: "Runtime", exchange: Exchange, auth: Any, data: M
     if exchange.context is not None or not (auth.token or directory.knows(auth.api_key)):
         return  # LiteLLM hashes whatever was presented into `api_key`; that alone makes nobody known
     exchange.snapshot = runtime.snapshot
-    exchange.context = _context(exchange, directory.caller(compat.principal_of(auth)), data, None)
+    exchange.context = _context(exchange, directory.caller(compat.principal_of(auth)), data, NOTHING_CLAIMED)
 
 
 async def permitted(runtime: "Runtime", exchange: Exchange, group: str) -> bool:
@@ -85,17 +89,16 @@ async def listed(runtime: "Runtime", auth: Any, names: Sequence[str]) -> list[st
     return shown
 
 
-def _context(exchange: Exchange, caller: Caller, data: Mapping[str, Any], claims: Any) -> RequestContext:
+def _context(exchange: Exchange, caller: Caller, data: Mapping[str, Any], claims: Claims) -> RequestContext:
     asked = data.get("model")
-    priority = _priority(exchange, caller, claims.priority if claims else None)
     return RequestContext(
         request_id=exchange.request_id,
         endpoint=exchange.endpoint,
         caller=caller,
         asked_model=asked if isinstance(asked, str) else "",
-        task_type=claims.task_type if claims else None,
-        priority=priority,
-        session_id=claims.session_id if claims else None,
+        task_type=claims.task_type,
+        priority=_priority(exchange, caller, claims.priority),
+        session_id=claims.session_id,
         stream=data.get("stream") is True,
         input_bytes=exchange.body_bytes,
         output_limit=output_limit(data),

@@ -1,5 +1,6 @@
 """Usage events in the store: written once each, amended where something better is known, read back whole."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
     from core.reports import UsageReport
     from core.store.engine import Store
 
+_LOG = logging.getLogger("orchestration.store")
 _CHUNK = 500  # request ids in one IN (...)
+_WAIT_FOR_EVENT = 7 * 86_400.0
+_PURGE_EVERY = 3600.0
 _event_values = attrgetter(*EVENT_COLUMNS)
 _attempt_values = attrgetter(*ATTEMPT_COLUMNS)
 _GROUPS = EVENT_COLUMNS.index("groups")
@@ -42,12 +46,13 @@ class UsageRepository:
 
     def __init__(self, store: "Store") -> None:
         self._store = store
+        self._next_purge = 0.0
 
     async def write(self, events: Sequence[UsageEvent], amendments: Sequence[Amendment] = ()) -> Written:
         """Store all of this, or nothing, in one transaction; whatever was stored before is left alone.
 
-        An amendment may come before its event: it waits in a table of its own. Raises StoreError while the database
-        cannot be used and RecordRefused (a StoreError) when it can but will not hold one of the values.
+        An amendment may come before its event: it waits in a table of its own, for 7 days. Raises StoreError
+        while the database cannot be used and RecordRefused (a StoreError) when it will not hold one of the values.
         """
         by_id = {event.request_id: event for event in reversed(events)}
         late: Sequence[Amendment] = []
@@ -103,17 +108,18 @@ class UsageRepository:
         statement = select(usage_amendments.c.amendment).join(
             usage_events, usage_events.c.request_id == usage_amendments.c.request_id
         )
-        return [Amendment.from_json(text.encode()) for text in (connection.execute(statement)).scalars()]
+        return [Amendment.from_json(text.encode()) for text in connection.execute(statement).scalars()]
 
     def _amend(self, connection: Connection, amendments: Sequence[Amendment]) -> int:
         request_ids = list({amendment.request_id for amendment in amendments})
         events = self._load(connection, request_ids, lock=True)
         changed: dict[str, UsageEvent] = {}
-        early: list[tuple[str, str]] = []
+        early: list[tuple[str, str, int]] = []
+        now = int(self._store.clock() * 1000)
         for amendment in amendments:
             event = events.get(amendment.request_id)
             if event is None:
-                early.append((amendment.request_id, amendment.to_json().decode()))
+                early.append((amendment.request_id, amendment.to_json().decode(), now))
             elif amendment.improve(event):
                 changed[event.request_id] = event
         for event in changed.values():
@@ -125,6 +131,16 @@ class UsageRepository:
                 ids = arrived[start : start + _CHUNK]
                 connection.execute(delete(usage_amendments).where(usage_amendments.c.request_id.in_(ids)))
         return len(changed)
+
+    def _purge(self, connection: Connection) -> None:
+        """Now and then, drop the amendments whose event never came: it was refused, or lost with its machine."""
+        now = self._store.clock()
+        if now < self._next_purge:
+            return
+        self._next_purge = now + _PURGE_EVERY
+        old = usage_amendments.c.since_ms < int((now - _WAIT_FOR_EVENT) * 1000)
+        if dropped := connection.execute(delete(usage_amendments).where(old)).rowcount:
+            _LOG.warning("%d amendments of usage were dropped: their events did not come within 7 days", dropped)
 
     def _save(self, connection: Connection, event: UsageEvent) -> None:
         connection.execute(
@@ -139,18 +155,16 @@ class UsageRepository:
                 .values({name: getattr(attempt, name) for name in _ATTEMPT_AMENDED})
             )
 
-    def _load(
-        self, connection: Connection, request_ids: Sequence[str], lock: bool = False
-    ) -> dict[str, UsageEvent]:
+    def _load(self, connection: Connection, request_ids: Sequence[str], lock: bool = False) -> dict[str, UsageEvent]:
         events: dict[str, UsageEvent] = {}
         for start in range(0, len(request_ids), _CHUNK):
             ids = request_ids[start : start + _CHUNK]
             chosen = select(usage_events).where(usage_events.c.request_id.in_(ids)).order_by(usage_events.c.request_id)
-            for row in (connection.execute(chosen.with_for_update() if lock else chosen)).mappings():
+            for row in connection.execute(chosen.with_for_update() if lock else chosen).mappings():
                 events[row["request_id"]] = _event(row)
             of_these = select(usage_attempts).where(usage_attempts.c.request_id.in_(ids))
             ordered = of_these.order_by(usage_attempts.c.request_id, usage_attempts.c.number)
-            for row in (connection.execute(ordered)).mappings():
+            for row in connection.execute(ordered).mappings():
                 if event := events.get(row["request_id"]):
                     event.attempts.append(Attempt(**{name: row[name] for name in ATTEMPT_COLUMNS}))
         return events
