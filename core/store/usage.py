@@ -10,7 +10,7 @@ import orjson
 from sqlalchemy import Connection, RowMapping, delete, select, update
 
 from core.journal import Amendment
-from core.store.tables import ATTEMPT_COLUMNS, EVENT_COLUMNS, usage_amendments, usage_attempts, usage_events
+from core.store.tables import ATTEMPT_COLUMNS, EVENT_COLUMNS, SCHEMA, usage_amendments, usage_attempts, usage_events
 from core.store.writing import insert, without_nul
 from core.usage import Attempt, UsageEvent
 
@@ -105,10 +105,13 @@ class UsageRepository:
 
     def _waiting(self, connection: Connection) -> list[Amendment]:
         """Amendments that waited for an event which is here now."""
-        statement = select(usage_amendments.c.amendment).join(
-            usage_events, usage_events.c.request_id == usage_amendments.c.request_id
+        # Asked with every batch, so as text: building and looking up the statement would cost more than the answer.
+        prefix = "" if self._store.is_sqlite else f"{SCHEMA}."
+        statement = (
+            f"SELECT amendment FROM {prefix}usage_amendments AS a "  # noqa: S608
+            f"WHERE EXISTS (SELECT 1 FROM {prefix}usage_events AS e WHERE e.request_id = a.request_id)"
         )
-        return [Amendment.from_json(text.encode()) for text in connection.execute(statement).scalars()]
+        return [Amendment.from_json(text.encode()) for text in connection.exec_driver_sql(statement).scalars()]
 
     def _amend(self, connection: Connection, amendments: Sequence[Amendment]) -> int:
         request_ids = list({amendment.request_id for amendment in amendments})
