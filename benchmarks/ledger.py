@@ -1,6 +1,6 @@
 """Usage events a second through the journal and the ledger writer, into SQLite and into PostgreSQL, from one process.
 
-python -m benchmarks.ledger [--events 200000] [--json]
+python -m benchmarks.ledger [--events 200000] [--ordered] [--json]
 """
 
 import argparse
@@ -45,9 +45,15 @@ class Result:
     rss_after: float
 
 
-def example(number: int) -> UsageEvent:
+def _id(ordered: bool) -> str:
+    if not ordered:
+        return str(uuid.uuid4())
+    return str(uuid.UUID(int=time.time_ns() << 64 | int.from_bytes(os.urandom(8))))
+
+
+def example(number: int, ordered: bool = False) -> UsageEvent:
     """An event with everything that an ordinary request fills in: some 930 bytes of JSON."""
-    call = str(uuid.uuid4())  # in no order, as in real life: the costly case for a B-tree
+    call = _id(ordered)
     now = int(time.time() * 1000)
     attempt = Attempt(
         1, "large", "large-1", "demo", "demo/large", now, 340, 200, None, UsageState.REPORTED, 100, 200, 9
@@ -83,8 +89,11 @@ def example(number: int) -> UsageEvent:
     )
 
 
-async def measure(url: str, events: int, directory: Path) -> Result:
-    """Append as fast as the loop allows while the writer runs beside it, until everything is in the store."""
+async def measure(url: str, events: int, directory: Path, ordered: bool = False) -> Result:
+    """Append as fast as the loop allows while the writer runs beside it, until everything is in the store.
+
+    Request ids are in no order, as in UUID version 4, or `ordered` by time, as in version 7.
+    """
     process = psutil.Process()
     store = open_store(url)
     await store.upgrade()
@@ -102,7 +111,7 @@ async def measure(url: str, events: int, directory: Path) -> Result:
         point = time.thread_time()
         for number in range(first, min(first + _BURST, events)):
             event = made[number % len(made)]
-            event.request_id = event.litellm_call_id = str(uuid.uuid4())
+            event.request_id = event.litellm_call_id = _id(ordered)
             made[number % len(made)] = event
         making_cpu += time.thread_time() - point
         point = time.thread_time()
@@ -116,7 +125,7 @@ async def measure(url: str, events: int, directory: Path) -> Result:
         raise SystemExit(f"the store does not keep up: {ledger.status()}")
     elapsed, cpu = time.perf_counter() - started, time.process_time() - started_cpu - making_cpu
     after = process.memory_info().rss
-    trickle = await _trickle(journal, ledger)
+    trickle = await _trickle(journal, ledger, ordered)
     async with store.reading() as connection:
         stored = (await connection.exec_driver_sql(f"SELECT count(*) FROM {_table(url)}")).scalar()
     expected = events + 5000 + _TRICKLE_BATCHES * _TRICKLE
@@ -137,11 +146,11 @@ async def measure(url: str, events: int, directory: Path) -> Result:
     )
 
 
-async def _trickle(journal: Journal, ledger: Ledger) -> float:
+async def _trickle(journal: Journal, ledger: Ledger, ordered: bool) -> float:
     """CPU microseconds an event where 50 events make a batch."""
     cpu = 0.0
     for batch in range(_TRICKLE_BATCHES):
-        made = [example(batch * _TRICKLE + number) for number in range(_TRICKLE)]
+        made = [example(batch * _TRICKLE + number, ordered) for number in range(_TRICKLE)]
         started = time.process_time()
         for event in made:
             journal.append(event)
@@ -157,13 +166,16 @@ def _table(url: str) -> str:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--events", type=int, default=200_000)
+    arguments.add_argument("--ordered", action="store_true", help="request ids in the order of time")
     arguments.add_argument("--json", action="store_true")
     given = arguments.parse_args()
     results: list[Result] = []
     with tempfile.TemporaryDirectory() as name:
-        results.append(asyncio.run(measure(f"sqlite:///{name}/bench.db", given.events, Path(name) / "sqlite")))
+        results.append(
+            asyncio.run(measure(f"sqlite:///{name}/bench.db", given.events, Path(name) / "sqlite", given.ordered))
+        )
         with PostgresServer(durable=True) as server:
-            results.append(asyncio.run(measure(server.url(), given.events, Path(name) / "postgresql")))
+            results.append(asyncio.run(measure(server.url(), given.events, Path(name) / "postgresql", given.ordered)))
     load = f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}"
     if given.json:
         print(json.dumps({"machine": load, "results": [asdict(result) for result in results]}))

@@ -1,9 +1,9 @@
 """The usage event: who asked for what, where it went and what it cost. Prompts and answers are not in it."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from enum import StrEnum
-from operator import attrgetter
-from typing import Any, Self
+from operator import attrgetter, itemgetter
+from typing import Any, Self, cast
 
 import orjson
 
@@ -102,22 +102,28 @@ class UsageEvent:
 
     @classmethod
     def from_json(cls, line: bytes) -> Self:
-        """The inverse of `to_json`; unknown fields of a newer version are dropped."""
-        record: dict[str, Any] = orjson.loads(line)
-        known = _known(record, _NAMES)
-        known["groups"] = tuple(known.get("groups", ()))
-        known["attempts"] = [Attempt(**_known(attempt, _ATTEMPT_NAMES)) for attempt in known.get("attempts", ())]
-        return cls(**known)
+        """The inverse of `to_json`; unknown fields of a newer version are dropped.
+
+        Raises KeyError for a field that every event has, ValueError and TypeError for what is not JSON of an event.
+        """
+        # By position: looking up that many keyword arguments takes four times as long.
+        event = cls(*_in_order(_OPTIONAL | orjson.loads(line)))
+        event.groups = tuple(event.groups)
+        event.attempts = [Attempt(*_attempt_in_order(_ATTEMPT_OPTIONAL | attempt)) for attempt in _records(event)]
+        return event
 
 
 _DEFAULTS: tuple[tuple[str, object], ...] = tuple(
     (f.name, f.default if f.name not in {"attempts", "groups"} else [] if f.name == "attempts" else ())
     for f in fields(UsageEvent)
 )
-_NAMES = frozenset(name for name, _ in _DEFAULTS)
-_ATTEMPT_NAMES = frozenset(f.name for f in fields(Attempt))
+_OPTIONAL: dict[str, Any] = {name: default for name, default in _DEFAULTS if default is not MISSING}
+_ATTEMPT_OPTIONAL: dict[str, Any] = {f.name: f.default for f in fields(Attempt) if f.default is not MISSING}
 _values = attrgetter(*(name for name, _ in _DEFAULTS))
+_in_order = itemgetter(*(name for name, _ in _DEFAULTS))
+_attempt_in_order = itemgetter(*(f.name for f in fields(Attempt)))
 
 
-def _known(record: dict[str, Any], names: frozenset[str]) -> dict[str, Any]:
-    return {name: value for name, value in record.items() if name in names}
+def _records(event: UsageEvent) -> list[dict[str, Any]]:
+    """The attempts of an event that is still as JSON gave it."""
+    return cast(list[dict[str, Any]], event.attempts)

@@ -1,9 +1,9 @@
 """Edits of a YAML text that leave the rest of it as it is: where an entry goes in, and how it comes out again.
 
-Positions come from the parsed nodes. The path edited is `litellm_settings.callbacks`, which may be missing, empty, a
-string or a list, in block or flow style. A reader of the text alone can undo an edit, because the form says what was
-there before: an entry in double quotes stands where a string, an empty list or an empty value was, a plain one in a
-list that was there or that is all ours.
+Positions come from the parsed nodes. Edited are the list `litellm_settings.callbacks`, which may be missing, empty, a
+string or a list, and the settings of a section, in block or flow style. A reader of the text alone can undo an edit,
+because the form says what was there before: an entry in double quotes stands where a string, an empty list or an empty
+value was, a plain one in a list that was there or that is all ours.
 """
 
 from typing import Any, cast
@@ -45,6 +45,23 @@ def with_item(text: str, item: str, block: str) -> str:
             return _spliced(text, start, end, f' "{item}"' if start == end else f'"{item}"')
         case _:
             return _spliced(text, start, end, f'[{text[start:end]}, "{item}"]')
+
+
+def with_setting(text: str, section: str, setting: str) -> str:
+    """Put the line `setting` into a section that is there."""
+    found = _entry(_root(text), section)
+    if found is None:
+        raise NoPlace(f"{section} comes from a merge key.")
+    return _with_key(text, found, setting)
+
+
+def without_setting(text: str, section: str, name: str) -> str:
+    """Take the setting `name` out of a section as `with_setting` put it in."""
+    found = _entry(_root(text), section)
+    setting = _entry(found[1], name) if found else None
+    if found is None or setting is None:
+        raise NoPlace(f"{section}.{name} comes from an anchor or a merge key.")
+    return _without_key(text, found[1], setting)
 
 
 def _with_key(text: str, section: Entry, setting: str) -> str:
@@ -96,14 +113,25 @@ def without_item(text: str, item: str, block: str) -> str:
             return _without_lines(text, *_span(nodes[index]))
 
 
-def _without_key(text: str, section: yaml.Node, callbacks: Entry) -> str:
+def _without_key(text: str, section: yaml.Node, setting: Entry) -> str:
     entries: list[Entry] = section.value
     if cast(yaml.MappingNode, section).flow_style:
         spans = [(key.start_mark.index, value.end_mark.index) for key, value in entries]
-        return _without_entry(text, spans, entries.index(callbacks))
-    key, value = callbacks
-    last = value.end_mark.index if cast(yaml.SequenceNode, value).flow_style else value.value[-1].end_mark.index
-    return _without_lines(text, key.start_mark.index, last)
+        return _without_entry(text, spans, entries.index(setting))
+    key, value = setting
+    return _without_lines(text, key.start_mark.index, _content_end(value))
+
+
+def _content_end(node: yaml.Node) -> int:
+    """Where a value's last character stands; PyYAML ends a collection in block style only where the next thing is."""
+    match node:
+        case (
+            yaml.SequenceNode(flow_style=False, value=[*_, last])
+            | yaml.MappingNode(flow_style=False, value=[*_, (_, last)])
+        ):
+            return _content_end(last)
+        case _:
+            return node.end_mark.index
 
 
 def _without_entry(text: str, spans: list[tuple[int, int]], index: int) -> str:

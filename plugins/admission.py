@@ -8,6 +8,7 @@ from core.errors import BadField, ModelNotAllowed
 from custom_router.router import Plan, rank
 from plugins import compat
 from plugins.exchange import Exchange
+from plugins.listing import permitted_policies
 
 if TYPE_CHECKING:
     from core.runtime import Runtime, Snapshot
@@ -40,11 +41,24 @@ async def admit(runtime: "Runtime", exchange: Exchange, auth: Any, data: dict[st
         )
     exchange.plan = plan
     exchange.permits = dict.fromkeys(allowed, True)
+    _ask_for_usage(exchange, data, allowed)
     if plan.policy is not None:
         data["model"] = allowed[0]
         data["fallbacks"] = allowed[1:]
     elif snapshot.enforces_access and data.get("fallbacks"):
         await _check_fallbacks(exchange, data["fallbacks"])
+
+
+def _ask_for_usage(exchange: Exchange, data: dict[str, Any], groups: list[str]) -> None:
+    """Have a completion stream report its usage, as LiteLLM does for chat streams; the edge hides it from who did not
+    ask."""
+    if exchange.endpoint != "completions" or data.get("stream") is not True:
+        return
+    options = data.get("stream_options")
+    options = options if isinstance(options, dict) else {}
+    if "include_usage" not in options and compat.reports_stream_usage(groups):
+        data["stream_options"] = {**options, "include_usage": True}
+        exchange.hides_usage = True
 
 
 def refused_before_us(runtime: "Runtime", exchange: Exchange, auth: Any, data: Mapping[str, Any]) -> None:
@@ -73,20 +87,29 @@ async def permitted(runtime: "Runtime", exchange: Exchange, group: str) -> bool:
 
 
 async def listed(runtime: "Runtime", auth: Any, names: Sequence[str]) -> list[str]:
-    """Those of `names` the key may use: LiteLLM has already left out what it would not let the key call."""
+    """Those of `names` the key may use: LiteLLM has already left out what it would not let the key call.
+
+    Also notes for the edge which policies the key may use, named or not.
+    """
     snapshot = runtime.snapshot
     caller = snapshot.directory.caller(compat.principal_of(auth))
-    shown: list[str] = []
-    for name in names:
-        policy = snapshot.policies.get(name)
-        groups = (name,) if policy is None else tuple(policy.candidates)
-        for group in groups:
-            if snapshot.access.permits(caller.tiers, group) and (
-                policy is None or _granted(auth, name, policy.grants) or await compat.may_call(auth, group)
-            ):
-                shown.append(name)
-                break
-    return shown
+    policies = permitted_policies.get()
+    usable = {name: await _may_use_policy(snapshot, caller, auth, name) for name in snapshot.policies}
+    if policies is not None:
+        for name, permitted in usable.items():
+            if permitted and (name in names or await compat.may_call(auth, name)):
+                policies.append(name)
+    return [name for name in names if (usable[name] if name in usable else snapshot.access.permits(caller.tiers, name))]
+
+
+async def _may_use_policy(snapshot: "Snapshot", caller: Caller, auth: Any, name: str) -> bool:
+    policy = snapshot.policies[name]
+    for group in policy.candidates:
+        if snapshot.access.permits(caller.tiers, group) and (
+            _granted(auth, name, policy.grants) or await compat.may_call(auth, group)
+        ):
+            return True
+    return False
 
 
 def _context(exchange: Exchange, caller: Caller, data: Mapping[str, Any], claims: Claims) -> RequestContext:

@@ -6,9 +6,11 @@ support. The proxy's globals are None while callbacks load, so they are read whe
 
 import hmac
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import litellm
 from fastapi import APIRouter, Request
 from litellm.proxy import proxy_server
 from litellm.proxy._types import LitellmUserRoles, ProxyException, SpecialModelNames, UserAPIKeyAuth
@@ -76,6 +78,27 @@ def model_groups() -> tuple[str, ...]:
     if router is None:
         return ()
     return tuple(dict.fromkeys(deployment["model_name"] for deployment in router.model_list))
+
+
+def reports_stream_usage(groups: Sequence[str]) -> bool:
+    """Whether every deployment of `groups` can be asked for usage in a stream; an unknown provider cannot."""
+    router = proxy_server.llm_router
+    if router is None:
+        return False
+    models = [
+        str(deployment["litellm_params"].get("model"))
+        for group in groups
+        for deployment in router.get_model_list(model_name=group) or []
+    ]
+    return bool(models) and all(_takes_stream_options(model) for model in models)
+
+
+@lru_cache(maxsize=512)
+def _takes_stream_options(model: str) -> bool:
+    try:
+        return "stream_options" in (litellm.get_supported_openai_params(model=model) or ())
+    except Exception:  # LiteLLM raises what it likes for a model it does not know
+        return False
 
 
 def announce_policies(first_candidates: Mapping[str, str], known_before: Mapping[str, str]) -> None:

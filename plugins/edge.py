@@ -11,7 +11,7 @@ import orjson
 
 from core.errors import BodyTooLarge, NotReady, NotRecordable, RequestRefused, RouteRefused
 from core.money import to_dollars
-from plugins import outcome, receipt
+from plugins import listing, outcome, receipt
 from plugins.exchange import Exchange, current
 from plugins.routes import ROUTES, Handling
 
@@ -34,11 +34,14 @@ class Edge:
         if kind not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        route = ROUTES.of(scope.get("method", "WEBSOCKET"), _path(scope))
+        path = _path(scope)
+        route = ROUTES.of(scope.get("method", "WEBSOCKET"), path)
         if route.handling is Handling.ENFORCED and kind == "http":
             await self._enforced(route.endpoint, scope, receive, send)
         elif route.handling is Handling.REFUSED and self.runtime.bounds_spending:
             await _refuse(kind, RouteRefused(_refusal(scope)), send)
+        elif path in listing.PATHS:
+            await listing.serve(self.app, scope, receive, send)
         else:
             await self.app(scope, receive, send)
 
@@ -155,8 +158,13 @@ def _with_cost(body: bytes, exchange: Exchange) -> bytes:
         exchange.see_usage(usage)
         if receipt.is_final(event):
             exchange.settle()
-            events[index] = _priced(event, exchange.cost_nano)
-    return b"\n\n".join(events)
+            events[index] = b"" if exchange.hides_usage else _priced(event, exchange.cost_nano)
+    return b"\n\n".join(events) if not exchange.hides_usage else _joined(events)
+
+
+def _joined(events: list[bytes]) -> bytes:
+    """Events without those that were taken out; the last part is what stood behind the last separator."""
+    return b"".join(event + b"\n\n" for event in events[:-1] if event) + events[-1]
 
 
 def _priced(event: bytes, cost_nano: int) -> bytes:

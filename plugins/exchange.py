@@ -35,6 +35,7 @@ class Exchange:
         "event",
         "first_byte",
         "headers",
+        "hides_usage",
         "permits",
         "plan",
         "principal",
@@ -70,6 +71,7 @@ class Exchange:
         self.call_id: str | None = None
         self.answer: Any = None
         self.stream = False
+        self.hides_usage = False
         self.usage_seen: dict[str, Any] | None = None
         self.attempts: list[Attempt] = []
         self._open: tuple[Attempt, str | None, float] | None = None
@@ -161,7 +163,9 @@ class Exchange:
         self.error_class = type(refusal).__name__
 
     def note_first_byte(self) -> None:
+        """The first event of a stream leaves; by now the stream can be found that keeps what arrives."""
         self.first_byte = time.perf_counter()
+        self.answer = receipt.stream_behind(self.answer)
 
     def see_usage(self, usage: Mapping[str, Any]) -> None:
         """A stream's event reported usage. The Messages dialect reports its parts in several events: the last word

@@ -8,7 +8,6 @@ import httpx
 
 from core.money import nano_dollars
 from core.usage import UsageState
-from plugins import receipt
 from plugins.exchange import Exchange, current
 from plugins.receipt import Receipt
 
@@ -23,7 +22,7 @@ def provider_answered(exchange: Exchange, response: Any) -> None:
 
 def answered(exchange: Exchange, data: dict[str, Any], response: Any) -> None:
     """LiteLLM has an answer in hand, or a stream that is about to start."""
-    exchange.answer = receipt.stream_behind(response)
+    exchange.answer = response
     exchange.call = data.get("litellm_logging_obj") or exchange.call
 
 
@@ -103,7 +102,7 @@ def _usage_after(exception: Exception, status: int) -> str:
         return UsageState.NONE
     for cause in _causes(exception):
         if isinstance(cause, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
-            return UsageState.NONE
+            return UsageState.NONE if _never_connected(cause) else UsageState.UNKNOWN
         if isinstance(cause, httpx.HTTPStatusError) or (
             type(cause).__module__.startswith("openai") and hasattr(cause, "status_code")
         ):
@@ -112,6 +111,14 @@ def _usage_after(exception: Exception, status: int) -> str:
 
 
 _TIMED_OUT = 408
+
+
+def _never_connected(error: Exception) -> bool:
+    """LiteLLM's aiohttp transport calls every error of the socket a failure to connect; what it came from tells them
+    apart."""
+    causes = [cause for cause in _causes(error) if type(cause).__module__.startswith("aiohttp")]
+    names = {base.__name__ for cause in causes for base in type(cause).__mro__}
+    return not causes or not names.isdisjoint({"ClientConnectorError", "ConnectionTimeoutError"})
 
 
 def _causes(exception: BaseException | None) -> Iterator[BaseException]:

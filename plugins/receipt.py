@@ -55,6 +55,8 @@ def of_chat_stream(stream: Any, call: Any) -> Receipt:
         return Receipt(UsageState.UNKNOWN)
     import litellm
 
+    if not _anything_said(chunks):
+        return Receipt(UsageState.UNKNOWN)
     whole = litellm.stream_chunk_builder(chunks, messages=getattr(stream, "messages", None), logging_obj=call)
     usage = getattr(whole, "usage", None)
     if usage is None:
@@ -62,23 +64,42 @@ def of_chat_stream(stream: Any, call: Any) -> Receipt:
     return of_usage(usage, getattr(stream, "model", None), call, UsageState.ESTIMATED)
 
 
+def _anything_said(chunks: list[Any]) -> bool:
+    """Whether any of the answer arrived. Where none did, nothing tells how much of it there was."""
+    for chunk in chunks:
+        for choice in getattr(chunk, "choices", None) or []:
+            delta = getattr(choice, "delta", None)
+            said = (getattr(delta, name, None) for name in ("content", "tool_calls", "reasoning_content"))
+            if any(said) or getattr(choice, "text", None):
+                return True
+    return False
+
+
 def stream_behind(response: Any) -> Any:
-    """The stream that keeps the chunks, where LiteLLM has wrapped it: a completion stream stands behind an iterator
-    that carries headers, a translator of chunks and a generator. The response itself where there is none."""
-    stream = response
+    """The stream that keeps the chunks, where LiteLLM has wrapped it, else the response itself.
+
+    A completion stream stands behind an iterator that carries headers, a translator of chunks, and generators that hold
+    it in a local variable once they run: look after the first chunk.
+    """
+    if hasattr(response, "chunks"):
+        return response
+    layer = [response]
     for _ in range(_MOST_WRAPPERS):
-        if stream is None or hasattr(stream, "chunks"):
-            break
-        frame = getattr(stream, "ag_frame", None)
-        stream = (
-            getattr(stream, "inner", None)
-            or getattr(stream, "completion_stream", None)
-            or (frame.f_locals.get("response") if frame is not None else None)
-        )
-    return response if stream is None else stream
+        layer = [inner for outer in layer for inner in _wrapped(outer)]
+        found = next((stream for stream in layer if isinstance(getattr(stream, "chunks", None), list)), None)
+        if found is not None:
+            return found
+    return response
 
 
 _MOST_WRAPPERS = 5
+
+
+def _wrapped(outer: Any) -> list[Any]:
+    frame = getattr(outer, "ag_frame", None)
+    if frame is not None:
+        return [value for value in frame.f_locals.values() if hasattr(value, "__aiter__")]
+    return [inner for name in ("inner", "completion_stream") if (inner := getattr(outer, name, None)) is not None]
 
 
 def of_usage(usage: Any, model: str | None, call: Any, state: str = UsageState.REPORTED) -> Receipt:

@@ -24,7 +24,14 @@ from urllib.parse import urlsplit
 import click
 
 from core.errors import ConfigError, StoreError
-from core.installation import CALLBACK, Data, callbacks_of
+from core.installation import (
+    CALLBACK,
+    SECRETS_FILE,
+    SECRETS_SOURCE,
+    Data,
+    callbacks_of,
+    names_our_secret_manager,
+)
 from litellm_orchestration._namespace import PACKAGES, clashing_modules, explain_shadowing, shadowing_paths
 
 # The range pyproject.toml requires; a test holds them together.
@@ -186,9 +193,24 @@ def _config(config: Path) -> Iterator[Finding]:
         yield Finding("ok", f"{config} loads {CALLBACK}.")
     else:
         yield Finding("error", f"{config} does not load us.", f"llm-orchestration init {config}")
+    if names_our_secret_manager(document):
+        yield _secrets_file(config)
     if _section(document, "orchestration").get("keys"):
         yield from _keys(document)
     yield from _services(config)
+
+
+def _secrets_file(config: Path) -> Finding:
+    file = config.parent / SECRETS_FILE  # a symbolic link's own folder: that is where LiteLLM looks
+    try:
+        source = file.read_text("utf-8", "replace")
+    except OSError as error:
+        what = f"{file}, which {config} names, cannot be read ({error.strerror}): LiteLLM cannot start."
+        return Finding("error", what, f"llm-orchestration init {config}, and copy the file wherever the config goes")
+    if source != SECRETS_SOURCE:
+        do = f"If that was not meant: remove it, then llm-orchestration init {config}"
+        return Finding("warning", f"{file} is not as init writes it.", do)
+    return Finding("ok", f"{file} loads our secret manager.")
 
 
 def _section(document: Data, name: str) -> Data:

@@ -8,9 +8,9 @@ from typing import Any
 from sqlalchemy import BigInteger, Boolean, Connection, Integer, Table, Text
 
 _INT64 = 1 << 63
-# Rows of one SQLite statement. executemany would take the interpreter's lock again after every row, and on a busy
-# event loop wait up to 5 ms for it each time. Few sizes, so that the prepared statements are found again.
-_SIZES = (200, 50, 10, 1)
+# Rows of one SQLite statement. A few rows are cheapest one by one (executemany), but that takes the interpreter's lock
+# again after every row, and beside a busy event loop waits up to 5 ms for it each time: many rows go by the hundred.
+_ROWS = 200
 
 
 def insert(connection: Connection, table: Table, rows: Sequence[tuple[Any, ...]]) -> int:
@@ -26,11 +26,12 @@ def insert(connection: Connection, table: Table, rows: Sequence[tuple[Any, ...]]
         return connection.exec_driver_sql(_from_arrays(table), tuple(columns)).rowcount
     inserted, start = 0, 0
     values = list(zip(*columns, strict=True))
-    for size in _SIZES:
-        while len(values) - start >= size:
-            flat = tuple(chain.from_iterable(values[start : start + size]))
-            inserted += connection.exec_driver_sql(_from_values(table, size), flat).rowcount
-            start += size
+    while len(values) - start >= _ROWS:
+        flat = tuple(chain.from_iterable(values[start : start + _ROWS]))
+        inserted += connection.exec_driver_sql(_from_values(table, _ROWS), flat).rowcount
+        start += _ROWS
+    if start < len(values):
+        inserted += connection.exec_driver_sql(_from_values(table, 1), values[start:]).rowcount
     return inserted
 
 

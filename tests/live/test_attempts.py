@@ -290,8 +290,12 @@ class TestClientsThatLeave:
         gateway.provider.release()
         [event] = gateway.books.recorded()
         assert event.disconnected
-        bill = gateway.provider.totals
-        assert event.cost_nano >= cost_nano("small", bill.prompt_tokens, bill.completion_tokens)
+        # When the provider answers, LiteLLM may or may not have noticed yet that nobody listens any more.
+        if event.usage == "unknown":
+            bill = gateway.provider.totals
+            assert event.cost_nano >= cost_nano("small", bill.prompt_tokens, bill.completion_tokens)
+        else:
+            assert (event.usage, event.output_tokens > 0) == ("estimated", True)
 
 
 def wait_for_word(answer: httpx.Response) -> None:

@@ -16,31 +16,39 @@ import pytest
 from litellm_orchestration import __version__
 from tests.support import processes
 from tests.support.eventually import eventually_sync
+from tests.support.provider import FakeProvider
 
 pytestmark = pytest.mark.live
 
 ROOT = Path(__file__).resolve().parents[2]
+HOUSE_KEY = "sk-of-the-house"
 CONFIG = """\
 # The team's proxy, older than us.
 model_list:
   - model_name:  house     # their spacing
     litellm_params: {model: openai/house-model, api_key: "none", mock_response: 'hello from the house'}
+  - model_name: keyed
+    litellm_params: {model: openai/gpt-4o, api_base: os.environ/HOUSE_URL, api_key: os.environ/env://HOUSE_KEY}
+  - model_name: locked
+    litellm_params: {model: openai/gpt-4o, api_base: os.environ/HOUSE_URL, api_key: os.environ/azure://house-key}
 
 litellm_settings:
     callbacks: [plugins.my_handler]   # theirs
+    modify_params: os.environ/HOUSE_FLAG
 
 general_settings: { master_key: os.environ/LITELLM_MASTER_KEY }
 """
 PLUGINS = """\
 from pathlib import Path
 
+import litellm
 from core.y import thing
 from litellm.integrations.custom_logger import CustomLogger
 
 
 class Mine(CustomLogger):
     async def async_log_success_event(self, kwargs, response_obj, start_time, end_time):
-        Path(__file__).with_name("mine.txt").write_text(f"{thing} {kwargs['model']}")
+        Path(__file__).with_name("mine.txt").write_text(f"{thing} {kwargs['model']} {litellm.modify_params!r}")
 
 
 my_handler = Mine()
@@ -92,14 +100,15 @@ def run(*command: object, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def proxy(installed: Path, team: Path) -> Iterator[httpx.Client]:
+def proxy(installed: Path, team: Path, shared_provider: FakeProvider) -> Iterator[httpx.Client]:
     """The team's usual command after `init`, as a client of it."""
     done = run(installed / "llm-orchestration", "init", "config.yaml", "--yes", folder=team)
     assert done.returncode == 0, done.stderr
     key, port = f"sk-{secrets.token_urlsafe(32)}", processes.free_port()
     command = [installed / "litellm", "--config", "config.yaml", "--host", "127.0.0.1", "--port", str(port)]
+    house = {"HOUSE_KEY": HOUSE_KEY, "HOUSE_URL": shared_provider.url, "HOUSE_FLAG": "false"}
     with (team / "proxy.log").open("wb") as log:
-        server = processes.start(command, cwd=team, env=environment(LITELLM_MASTER_KEY=key), output=log)
+        server = processes.start(command, cwd=team, env=environment(LITELLM_MASTER_KEY=key, **house), output=log)
     url = f"http://127.0.0.1:{port}"
     try:
         with httpx.Client(base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=30) as client:
@@ -119,7 +128,9 @@ def test_a_chat_runs_their_callback_and_ours(proxy: httpx.Client, team: Path) ->
     assert answer.status_code == 200, answer.text
     assert answer.json()["choices"][0]["message"]["content"] == "hello from the house"
     assert answer.headers["x-orchestration-request-id"]
-    assert eventually_sync(lambda: (team / "mine.txt").read_text(), what="their callback") == "theirs house-model"
+    assert eventually_sync(lambda: (team / "mine.txt").read_text(), what="their callback") == (
+        "theirs house-model False"  # HOUSE_FLAG is "false"
+    )
 
     def recorded() -> list[tuple[object, ...]]:
         with sqlite3.connect(f"file:{team / 'orchestration.db'}?mode=ro", uri=True) as store:
@@ -128,6 +139,28 @@ def test_a_chat_runs_their_callback_and_ours(proxy: httpx.Client, team: Path) ->
     assert eventually_sync(recorded, within=20, what="the usage event") == [
         (answer.headers["x-orchestration-request-id"], "house")
     ]
+
+
+def test_a_reference_becomes_the_key_that_is_sent(proxy: httpx.Client, provider: FakeProvider) -> None:
+    answer = proxy.post("/v1/chat/completions", json={"model": "keyed", "messages": [{"role": "user", "content": "?"}]})
+    assert answer.status_code == 200, answer.text
+    assert [attempt.api_key for attempt in provider.attempts] == [HOUSE_KEY]
+
+
+def test_a_reference_that_has_no_value_is_never_sent_as_a_key(proxy: httpx.Client, provider: FakeProvider) -> None:
+    answer = proxy.post(
+        "/v1/chat/completions", json={"model": "locked", "messages": [{"role": "user", "content": "?"}]}
+    )
+    assert answer.status_code >= 400
+    assert provider.attempts == []
+
+
+def test_all_the_secret_manager_logs_is_what_has_no_value(proxy: httpx.Client, team: Path) -> None:
+    log = (team / "proxy.log").read_text()
+    assert log.count("os.environ/azure://house-key has no value: Azure Key Vault is not built yet.") == 1
+    assert "Traceback" not in log
+    assert "Defaulting to os.environ" not in log
+    assert HOUSE_KEY not in log
 
 
 def test_both_sides_stay_importable(installed: Path, team: Path) -> None:
@@ -162,3 +195,4 @@ def test_undo_restores_the_file_byte_for_byte(proxy: httpx.Client, installed: Pa
     done = run(installed / "llm-orchestration", "init", "config.yaml", "--undo", "--yes", folder=team)
     assert done.returncode == 0, done.stderr
     assert (team / "config.yaml").read_text() == CONFIG
+    assert not (team / "orchestration_secrets.py").exists()

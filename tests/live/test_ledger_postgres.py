@@ -36,6 +36,14 @@ async def test_amendments_apply_in_any_order(store: Store) -> None:
     await cases.amendments_apply_in_any_order(store)
 
 
+async def test_an_amendment_waits_seven_days_for_its_event(store: Store) -> None:
+    await cases.an_amendment_waits_seven_days_for_its_event(store)
+
+
+async def test_a_worker_is_live_while_it_beats_and_forgotten_after_a_day(store: Store) -> None:
+    await cases.a_worker_is_live_while_it_beats_and_forgotten_after_a_day(store)
+
+
 async def test_nul_characters_are_replaced(store: Store) -> None:
     await cases.nul_characters_are_replaced(store)
 

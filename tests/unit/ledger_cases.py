@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 from core.journal import Amendment, Journal
 from core.ledger import Ledger
 from core.reports import DIMENSIONS, Usage
-from core.store import Store
+from core.store import Instance, Store
 from core.usage import Attempt, UsageEvent, UsageState
+from tests.support.clock import Clock
 from tests.support.eventually import eventually
 
 START = 1_800_000_000_000
@@ -68,6 +70,38 @@ async def amendments_apply_in_any_order(store: Store) -> None:
             *(4, "demo/large"),
         ), order
         assert got.attempts[0].cost_nano == 300, order
+
+
+async def an_amendment_waits_seven_days_for_its_event(store: Store) -> None:
+    store.clock = clock = Clock()
+    day = 86_400
+    for name in ("request-0", "request-1"):
+        await store.usage.write([], [Amendment(name, provider="demo")])
+    clock.advance(6 * day)
+    await store.usage.write([event(0)])
+    clock.advance(2 * day)
+    await store.usage.write([event(2)])
+    await store.usage.write([event(1)])
+    in_time, too_late = await store.usage.get("request-0"), await store.usage.get("request-1")
+    assert in_time is not None and too_late is not None
+    assert (in_time.provider, too_late.provider) == ("demo", None)
+
+
+async def a_worker_is_live_while_it_beats_and_forgotten_after_a_day(store: Store) -> None:
+    store.clock = clock = Clock()
+    started = int(clock() * 1000)
+    one = Instance("host-1-a", "host", 1, started, "1.0", "digest", 1)
+    two = Instance("host-2-b", "host", 2, started + 1, "1.0", "digest", 1)
+    await store.instances.beat(two)
+    await store.instances.beat(one)
+    clock.advance(20)
+    newer = replace(one, config_digest="other", config_version=2)
+    await store.instances.beat(newer)
+    assert await store.instances.live(10) == [replace(newer, seen_ms=started + 20_000)]
+    assert await store.instances.live(30) == [replace(newer, seen_ms=started + 20_000), replace(two, seen_ms=started)]
+    clock.advance(86_390)
+    await store.instances.beat(newer)
+    assert [each.instance for each in await store.instances.live(1e6)] == ["host-1-a"]
 
 
 async def nul_characters_are_replaced(store: Store) -> None:

@@ -12,6 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from core.cli.doctor import BEFORE, OLDEST, Finding, command, examine, file_system, journal_finding, store_finding
+from core.cli.init import command as init
+from core.installation import SECRETS_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
 LOADED = "litellm_settings: {callbacks: litellm_orchestration.callback}\n"
@@ -64,6 +66,23 @@ def test_an_include_that_replaces_the_callbacks_is_what_counts() -> None:
     Path("more.yaml").write_text("litellm_settings: {drop_params: true}\n")
     found = problems(configured(f"{LOADED}include: [more.yaml]\n"))
     assert "config.yaml does not load us." in [finding.what for finding in found]
+
+
+def test_a_secret_manager_without_its_file_is_an_error_and_a_changed_file_a_warning() -> None:
+    Path("config.yaml").write_text("model_list: []\n")
+    CliRunner().invoke(init, ["config.yaml", "--yes"])
+    config, file = Path("config.yaml"), Path(SECRETS_FILE)
+    assert [finding for finding in problems(config) if SECRETS_FILE in finding.what] == []
+
+    file.write_text("# theirs\n")
+    (changed,) = [finding for finding in problems(config) if SECRETS_FILE in finding.what]
+    assert (changed.level, changed.what) == ("warning", f"{SECRETS_FILE} is not as init writes it.")
+
+    file.unlink()
+    (missing,) = [finding for finding in problems(config) if SECRETS_FILE in finding.what]
+    assert missing.level == "error"
+    assert "LiteLLM cannot start" in missing.what
+    assert missing.do.startswith("llm-orchestration init config.yaml")
 
 
 def test_keys_without_the_settings_that_check_them_are_errors() -> None:

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from core.cli.init import command
+from core.installation import SECRETS_FILE, SECRETS_SOURCE
 from core.settings import load
 
 CONFIG = "model_list: []\nlitellm_settings:\n  callbacks: plugins.mine # ours\n"
@@ -105,6 +106,62 @@ def test_an_include_that_would_hide_our_line_is_named(config: Path) -> None:
     assert f"Run init on {config.parent / 'settings.yaml'}" in done.output
 
 
+def secrets_file(config: Path) -> Path:
+    return config.with_name(SECRETS_FILE)
+
+
+def test_the_file_with_the_secret_manager_is_shown_written_and_removed_again(config: Path) -> None:
+    config.chmod(0o640)
+    done = run(config, "--yes")
+    assert f"+++ {secrets_file(config)} (new)" in done.output
+    assert "+from secrets_manager.proxy import SecretManager" in done.output
+    assert secrets_file(config).read_text() == SECRETS_SOURCE
+    assert secrets_file(config).stat().st_mode & 0o777 == 0o640  # who may read the config may read what it names
+
+    done = run(config, "--undo", "--yes")
+    assert f"Removed {secrets_file(config)}." in done.output
+    assert not secrets_file(config).exists()
+
+
+def test_the_file_is_written_again_when_it_is_gone(config: Path) -> None:
+    run(config, "--yes")
+    secrets_file(config).unlink()
+    assert run(config, "--yes").exit_code == 0
+    assert secrets_file(config).read_text() == SECRETS_SOURCE
+
+
+def test_a_file_somebody_changed_stays_whatever_init_does(config: Path) -> None:
+    secrets_file(config).write_text("# theirs\n")
+    assert f"Kept {secrets_file(config)}: it is not as init writes it." in run(config, "--yes").output
+    assert f"Kept {secrets_file(config)}: it is not as init writes it." in run(config, "--undo", "--yes").output
+    assert secrets_file(config).read_text() == "# theirs\n"
+    assert config.read_text() == CONFIG
+
+
+def test_a_file_that_another_config_needs_stays(config: Path) -> None:
+    other = config.with_name("other.yaml")
+    other.write_text(CONFIG)
+    run(config, "--yes")
+    run(other, "--yes")
+    assert f"{other} names it too" in run(config, "--undo", "--yes").output
+    assert secrets_file(config).exists()
+    run(other, "--undo", "--yes")
+    assert not secrets_file(config).exists()
+
+
+def test_no_secrets_leaves_general_settings_alone(config: Path) -> None:
+    assert run(config, "--yes", "--no-secrets").exit_code == 0
+    assert "general_settings" not in config.read_text()
+    assert not secrets_file(config).exists()
+
+
+def test_an_include_in_another_folder_gets_no_secret_manager(config: Path) -> None:
+    config.write_text("include: [more/settings.yaml]\n")
+    (config.parent / "more").mkdir()
+    (config.parent / "more" / "settings.yaml").write_text("litellm_settings: {drop_params: true}\n")
+    assert f"Run init --no-secrets on {config.parent / 'more' / 'settings.yaml'}" in run(config, "--yes").output
+
+
 def test_a_module_beside_the_config_that_ours_would_hide_is_a_warning(config: Path) -> None:
     (config.parent / "core").mkdir()
     (config.parent / "core" / "errors.py").write_text("")
@@ -122,6 +179,7 @@ def test_a_file_that_cannot_be_replaced_is_a_sentence_not_a_traceback(config: Pa
     assert "was left as it is" in done.output
     assert "File name too long" in done.output
     assert config.read_text() == CONFIG
+    assert list(config.parent.iterdir()) == [config]  # nor is the other file left behind
 
 
 def test_the_documentation_shows_what_it_really_prints(config: Path) -> None:

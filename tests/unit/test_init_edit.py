@@ -16,6 +16,10 @@ model_list:
 
 """
 
+MANAGER = {
+    "key_management_system": "custom",
+    "key_management_settings": {"custom_secret_manager": "orchestration_secrets.SecretManager"},
+}
 SETTINGS = {
     "absent": "",
     "empty": "litellm_settings:",
@@ -67,14 +71,70 @@ def test_our_lines_go_in_alone_and_come_out_without_a_trace(text: str) -> None:
     got = after["litellm_settings"]["callbacks"]
     assert (got if isinstance(got, list) else [got]) == [*theirs, CALLBACK]
     assert after["orchestration"] == before.get("orchestration", {"environment": "development"})
-    assert {name: after[name] for name in before if name != "litellm_settings"} == {
-        name: before[name] for name in before if name != "litellm_settings"
+    assert after["general_settings"] == {**(before.get("general_settings") or {}), **MANAGER}
+    ours = ("litellm_settings", "general_settings")
+    assert {name: after[name] for name in before if name not in ours} == {
+        name: before[name] for name in before if name not in ours
     }
 
     assert {tag for tag, *_ in changes(text, installed)} == {"insert"}
     assert install(installed).text == installed
     assert uninstall(installed).text == text
     assert installed.count("\r\n") == (installed.count("\n") if "\r\n" in text else 0)
+
+
+@pytest.mark.parametrize(
+    "general",
+    [
+        "general_settings:",
+        "general_settings:  # later",
+        "general_settings: {}",
+        "general_settings: { master_key: os.environ/KEY } # flow",
+        "general_settings: {\n  master_key: os.environ/KEY, # a comment\n  max_parallel_requests: 3 # another\n}",
+        "general_settings:\n  # first\n  master_key: os.environ/KEY   # yes\n\n  # last",
+        "general_settings:\n      master_key: os.environ/KEY\n      alerting: [slack]",
+    ],
+)
+@pytest.mark.parametrize("around", ["{models}{general}\n", "{general}\n\n{models}", "{models}{general}"])
+def test_our_secret_manager_goes_into_general_settings_and_comes_out(general: str, around: str) -> None:
+    text = around.format(models=MODELS, general=general)
+    before = yaml.safe_load(text)["general_settings"] or {}
+    installed = install(text).text
+    assert yaml.safe_load(installed)["general_settings"] == {**before, **MANAGER}
+    assert {tag for tag, *_ in changes(text, installed)} == {"insert"}
+    assert install(installed).text == installed
+    assert uninstall(installed).text == text
+
+
+@pytest.mark.parametrize(
+    ("general", "why"),
+    [
+        ("{key_management_system: hashicorp_vault}", "key_management_system is set, and yours stays"),
+        ("{key_management_settings: {hosted_keys: [A]}}", "key_management_settings is set, and yours stays"),
+        ("{use_azure_key_vault: true}", "use_azure_key_vault is set, and yours stays"),
+        ("&general {master_key: os.environ/KEY}\nother: *general", "no safe place"),
+    ],
+)
+def test_a_team_that_has_its_own_keeps_it_and_is_told(general: str, why: str) -> None:
+    text = f"model_list: []\ngeneral_settings: {general}\n"
+    change = install(text)
+    assert yaml.safe_load(change.text)["general_settings"] == yaml.safe_load(text)["general_settings"]
+    assert CALLBACK in change.text
+    assert any(note.startswith("Added no secret manager") and why in note for note in change.notes)
+    assert uninstall(change.text).text == text
+
+
+def test_an_include_that_replaces_general_settings_leaves_no_place_for_our_secret_manager() -> None:
+    change = install(MODELS, replaced_by="more.yaml")
+    assert "general_settings" not in yaml.safe_load(change.text)
+    assert "Added no secret manager: the included more.yaml replaces general_settings." in change.notes
+
+
+def test_a_secret_manager_that_was_given_more_settings_stays_and_is_named() -> None:
+    grown = install(MODELS).text.replace(".SecretManager}", ".SecretManager, store_virtual_keys: true}")
+    change = uninstall(grown)
+    assert yaml.safe_load(change.text)["general_settings"]["key_management_settings"]["store_virtual_keys"] is True
+    assert any(note.startswith("Kept general_settings.key_management_settings:") for note in change.notes)
 
 
 def changes(before: str, after: str) -> list[tuple[str, int, int, int, int]]:
@@ -84,7 +144,7 @@ def changes(before: str, after: str) -> list[tuple[str, int, int, int, int]]:
 
 def test_one_more_line_is_all_that_a_block_list_gets() -> None:
     text = "litellm_settings:\n  callbacks:\n    - plugins.mine # first\norchestration: {}\n"
-    assert install(text).text == (
+    assert install(text, secrets=False).text == (
         "litellm_settings:\n  callbacks:\n    - plugins.mine # first\n    - litellm_orchestration.callback\n"
         "orchestration: {}\n"
     )
@@ -137,9 +197,9 @@ def test_what_cannot_be_edited_safely_is_refused_with_the_reason(text: str, reas
 
 def test_an_included_file_that_replaces_litellm_settings_is_named() -> None:
     files = {"a.yaml": "model_list: []\n", "b.yaml": "litellm_settings: {drop_params: true}\n"}
-    assert overriding_include("include: [a.yaml, b.yaml]\n", files.__getitem__) == "b.yaml"
-    assert overriding_include("include: [a.yaml]\n", files.__getitem__) is None
-    assert overriding_include("model_list: []\n", files.__getitem__) is None
+    assert overriding_include("include: [a.yaml, b.yaml]\n", "litellm_settings", files.__getitem__) == "b.yaml"
+    assert overriding_include("include: [a.yaml]\n", "litellm_settings", files.__getitem__) is None
+    assert overriding_include("model_list: []\n", "litellm_settings", files.__getitem__) is None
 
 
 def test_an_included_file_that_cannot_be_read_is_refused() -> None:
@@ -147,4 +207,4 @@ def test_an_included_file_that_cannot_be_read_is_refused() -> None:
         raise FileNotFoundError(name)
 
     with pytest.raises(CannotEdit, match=r"s3://bucket/b\.yaml cannot be read"):
-        overriding_include("include: ['s3://bucket/b.yaml']\n", read)
+        overriding_include("include: ['s3://bucket/b.yaml']\n", "litellm_settings", read)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +16,8 @@ from hypothesis import strategies as st
 from core.errors import JournalFull, StoreError
 from core.journal import Amendment, Batch, Journal, Segment, decode_lines
 from core.journal.record import encode
+from core.ledger import Ledger
+from core.store import open_store
 from core.usage import Attempt, UsageEvent, UsageState
 
 _TEXT = st.text(max_size=20) | st.sampled_from(["\0", "\ud800", "\u2028\n\r", "\U0001f600", "=1+1"])
@@ -147,6 +150,18 @@ def test_a_damaged_line_in_the_middle_costs_that_line_alone(tmp_path: Path) -> N
     assert found.torn == 1
 
 
+@pytest.mark.parametrize(
+    "body", [b"E[]", b"E{}", b'E{"request_id":', b'E{"attempts":[1]}', b"A[]", b'A{"cost_nano":1}', b"X{}"]
+)
+def test_a_whole_line_that_is_no_record_is_rejected_with_a_reason(body: bytes) -> None:
+    batch = decode_lines(b"%08x %b\n" % (crc32(body), body) + encode(event(1)), 0)
+    assert [each.request_id for each in batch.events] == ["request-1"]
+    [rejected] = batch.rejected
+    assert body in rejected.line
+    assert rejected.reason
+    assert batch.torn == 0
+
+
 def test_an_heir_goes_on_where_the_store_had_got_to(tmp_path: Path) -> None:
     journal = Journal(tmp_path, "one")
     journal.append(event(1))
@@ -198,6 +213,7 @@ def test_nothing_acknowledged_is_lost_when_the_process_is_killed(tmp_path: Path)
     process.send_signal(signal.SIGKILL)
     acknowledged += [line for line in process.stdout if line.endswith(b"\n")]
     process.wait()
+    process.stdout.close()
     [found] = adopted(tmp_path)
     kept = [each.request_id for each in found.events]
     assert kept[: len(acknowledged)] == [f"request-{int(line)}" for line in acknowledged]
@@ -240,6 +256,47 @@ def test_a_full_disk_keeps_events_in_memory_refuses_at_the_bound_and_recovers(
     assert [each.request_id for each in found.events] == [f"request-{each}" for each in range(number + 1)]
     assert found.torn == 0
     assert journal.counts.appended == number + 1
+    journal.close()
+
+
+async def test_while_the_disk_is_full_the_ledger_stores_what_waits_in_memory(small_disk: Path, tmp_path: Path) -> None:
+    store = open_store(f"sqlite:///{tmp_path}/store.db")
+    await store.upgrade()
+    (small_disk / "ballast").write_bytes(bytes(32 << 10))
+    journal = Journal(small_disk, "one", overflow_records=2500, sync_interval=3600)
+    number = 0
+    while journal.accepting:
+        journal.append(event(number))
+        number += 1
+    ledger = Ledger(journal, store.usage, linger=0.01)
+    ledger.start()
+    assert await ledger.flush(30)
+    assert journal.healthy
+    assert journal.counts.bypassed == 2500
+    async with store.reading() as connection:
+        stored = list((await connection.exec_driver_sql("SELECT request_id FROM usage_events")).scalars())
+    assert sorted(stored) == sorted(f"request-{each}" for each in range(number))
+    assert ledger.status().written == number
+    await ledger.stop()
+    journal.close()
+    await store.close()
+
+
+def test_lines_that_the_disk_took_meanwhile_are_not_let_go_twice(small_disk: Path) -> None:
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(60 << 10))
+    journal = Journal(small_disk, "one", overflow_records=500, sync_interval=3600)
+    while not journal.waiting_in_memory:
+        journal.append(event(0, session_id="x" * 500))
+    for number in (1, 2):
+        journal.append(event(number))
+    waiting = journal.waiting()
+    ballast.unlink()
+    journal.append(event(3))  # takes what waited to the disk as well
+    journal.let_go(waiting)
+    assert journal.counts.bypassed == 0
+    ids = [each.request_id for each in read_all(journal.segments[0]).events]
+    assert ids[-4:] == ["request-0", "request-1", "request-2", "request-3"]
     journal.close()
 
 

@@ -33,6 +33,14 @@ async def test_amendments_apply_in_any_order(store: Store) -> None:
     await cases.amendments_apply_in_any_order(store)
 
 
+async def test_an_amendment_waits_seven_days_for_its_event(store: Store) -> None:
+    await cases.an_amendment_waits_seven_days_for_its_event(store)
+
+
+async def test_a_worker_is_live_while_it_beats_and_forgotten_after_a_day(store: Store) -> None:
+    await cases.a_worker_is_live_while_it_beats_and_forgotten_after_a_day(store)
+
+
 async def test_nul_characters_are_replaced(store: Store) -> None:
     await cases.nul_characters_are_replaced(store)
 
@@ -75,6 +83,7 @@ async def test_after_a_kill_every_acknowledged_event_is_in_the_store_once(store:
     process.send_signal(signal.SIGKILL)
     acknowledged += [line.strip() for line in process.stdout if line.endswith("\n")]
     process.wait()
+    process.stdout.close()
 
     journal = Journal(tmp_path / "journal", "heir")
     ledger = Ledger(journal, store.usage, linger=0.01)
@@ -131,6 +140,41 @@ async def test_what_could_not_be_written_before_the_stop_is_written_after_the_ne
     await ledger.stop()
     journal.close()
     assert await cases.stored_ids(store) == ["request-1"]
+    await store.close()
+
+
+async def test_closing_the_store_waits_for_a_write_that_was_given_up(store: Store, tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal", "one")
+    ledger = Ledger(journal, store.usage, linger=0.01)
+    other = sqlite3.connect(tmp_path / "store.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    journal.append(cases.event(1))
+    ledger.start()
+    await ledger.stop(0.2)
+    other.execute("ROLLBACK")
+    await store.close()
+    assert [row for [row] in other.execute("SELECT request_id FROM usage_events")] == ["request-1"]
+    other.close()
+    journal.close()
+
+
+async def test_of_a_long_backlog_each_event_is_stored_once(store: Store, tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal", "one", segment_bytes=1 << 20)
+    for number in range(12_000):
+        journal.append(cases.event(number))
+    ledger = Ledger(journal, store.usage, linger=0.01, batch_bytes=100_000)
+    ledger.start()
+    assert await ledger.flush(30)
+    assert sorted(await cases.stored_ids(store)) == sorted(f"request-{number}" for number in range(12_000))
+    assert ledger.status().written == 12_000
+    await ledger.stop()
+    journal.close()
+
+
+async def test_a_store_in_memory_works_like_one_in_a_file() -> None:
+    store = open_store("sqlite://")
+    await store.upgrade()
+    await cases.an_event_comes_back_whole_and_a_second_write_changes_nothing(store)
     await store.close()
 
 

@@ -5,15 +5,18 @@ import sys
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import inspect
+from sqlalchemy import Connection, inspect
 
 import core.store.migrations
 from core.errors import StoreError, StoreLocked
+from core.journal import Amendment
 from core.store import StoreUrl, acquire_single_writer_lock, open_store
 from core.store.migrations import HEAD
 from core.store.tables import metadata
+from core.usage import UsageEvent
 
 
 @pytest.mark.parametrize(
@@ -63,6 +66,26 @@ async def test_the_migrations_make_the_tables_that_the_code_uses(tmp_path: Path)
             ]
             indexes = await connection.run_sync(lambda sync, name=table.name: inspect(sync).get_indexes(name))
             assert {index["name"] for index in indexes} == {index.name for index in table.indexes}
+    await store.close()
+
+
+async def test_a_store_of_the_first_version_is_upgraded_with_what_waits_in_it(tmp_path: Path) -> None:
+    store = open_store(f"sqlite:///{tmp_path}/store.db")
+
+    def to_first(connection: Connection) -> None:
+        config = Config()
+        config.set_main_option("script_location", str(Path(core.store.migrations.__file__).parent))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+
+    async with store.writing() as connection:
+        await connection.run_sync(to_first)
+        text = Amendment("request-1", provider="demo").to_json().decode()
+        await connection.exec_driver_sql("INSERT INTO usage_amendments VALUES ('request-1', ?)", (text,))
+    await store.upgrade()
+    await store.usage.write([UsageEvent("request-1", 1, "/v1/chat/completions", 200)])
+    event = await store.usage.get("request-1")
+    assert event is not None and event.provider == "demo"
     await store.close()
 
 

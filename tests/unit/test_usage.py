@@ -27,3 +27,8 @@ def test_an_event_survives_its_line_of_json(event: UsageEvent) -> None:
 def test_a_field_of_a_newer_version_is_dropped() -> None:
     line = b'{"request_id":"r","time_ms":1,"endpoint":"e","status":200,"from_the_future":1}'
     assert UsageEvent.from_json(line) == UsageEvent("r", 1, "e", 200)
+
+
+def test_a_field_that_a_newer_version_gave_an_attempt_is_dropped() -> None:
+    line = b'{"request_id":"r","time_ms":1,"endpoint":"e","status":200,"attempts":[{"number":1,"model":"m","new":1}]}'
+    assert UsageEvent.from_json(line) == UsageEvent("r", 1, "e", 200, attempts=[Attempt(1, "m")])
