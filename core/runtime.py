@@ -19,7 +19,8 @@ from core.ledger import Ledger
 from core.model_list import ModelListChange, by_id, compare, group_names
 from core.settings import Finding, InvalidConfig, Loaded, Settings, cross_check, load, store_url
 from core.snapshot import Snapshot, take_snapshot
-from core.store import Store, StoreLock, acquire_single_writer_lock, open_store
+from core.store import Instance, Store, StoreLock, acquire_single_writer_lock, open_store
+from litellm_orchestration._version import __version__
 
 _LOG = logging.getLogger("orchestration")
 _STOP_SECONDS = 10.0
@@ -120,6 +121,7 @@ class Runtime:
             if self.settings.shared_state.url is None and self._lock is None:
                 self._lock = await acquire_single_writer_lock(self.store, self.instance)
             self.store_error = None
+            await self._beat()
         except StoreLocked:
             raise
         except StoreError as error:
@@ -167,8 +169,28 @@ class Runtime:
                 self._lock, self.store_error = None, "the lock on the store was lost with its connection"
             if self.store_error is not None:
                 await self._open_store()
+            else:
+                await self._beat()
             if not self._proxy.policies_announced(self.snapshot.first_candidates):
                 self._proxy.announce_policies(self.snapshot.first_candidates, {})
+
+    async def _beat(self) -> None:
+        """Say in the store that this worker is there, and with which settings."""
+        assert self.store is not None
+        sign = Instance(
+            instance=self.instance,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            started_ms=int(self.started_at * 1000),
+            version=__version__,
+            config_digest=self.snapshot.digest,
+            config_version=self.snapshot.version,
+        )
+        try:
+            await self.store.instances.beat(sign)
+        except StoreError as error:
+            self.store_error = str(error)
+            _LOG.error("%s; usage is kept in the journal until the store is back", error)
 
     def reload(self) -> bool:
         """Read the file again and swap the settings if it is valid as a whole; whether anything was swapped.
@@ -186,7 +208,9 @@ class Runtime:
                 raise ConfigError(f"{self.config} is empty")
             self._swap(loaded)
         except ConfigError as error:
-            self.config_problems = error.findings if isinstance(error, InvalidConfig) else (_problem(error),)
+            self.config_problems = (
+                tuple(_errors(error.findings)) if isinstance(error, InvalidConfig) else (_problem(error),)
+            )
             _LOG.error("%s was changed but not taken over, the old settings stay: %s", self.config.name, error)
             return False
         return True
@@ -253,6 +277,15 @@ class Runtime:
             error = str(trouble) or f"no answer within {_PING_SECONDS:g} s"
         return {"url": str(self.store.url), "reachable": error is None, "error": error, **asdict(self.ledger.status())}
 
+    async def workers(self) -> list[dict[str, Any]]:
+        """The workers of all instances that were seen in the store lately; empty while it does not answer."""
+        assert self.store is not None
+        try:
+            async with asyncio.timeout(_PING_SECONDS):
+                return [asdict(worker) for worker in await self.store.instances.live(_GONE_SECONDS)]
+        except (StoreError, TimeoutError):
+            return []
+
     def journal_status(self) -> dict[str, Any]:
         """Whether events are safe on this machine."""
         journal = self.journal
@@ -268,6 +301,7 @@ class Runtime:
 _PROMISES_SECONDS = 5.0
 _LOOK_SECONDS = 1.0
 _PING_SECONDS = 2.0
+_GONE_SECONDS = 30.0
 
 
 def _stamps(files: Sequence[Path]) -> list[tuple[int, int, int] | None]:
@@ -301,9 +335,12 @@ def _model_list(loaded: Loaded) -> Sequence[Mapping[str, Any]]:
 
 
 def _raise_errors(findings: Sequence[Finding]) -> None:
-    errors = [finding for finding in findings if finding.severity == "error"]
-    if errors:
+    if errors := _errors(findings):
         raise InvalidConfig(errors)
+
+
+def _errors(findings: Sequence[Finding]) -> list[Finding]:
+    return [finding for finding in findings if finding.severity == "error"]
 
 
 def _restart_needed(first: Loaded, now: Loaded, change: ModelListChange) -> tuple[str, ...]:

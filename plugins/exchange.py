@@ -1,13 +1,13 @@
 """One request and its answer, from the first byte at the edge to the event in the books."""
 
 import time
-import uuid
 from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
 
 from core.context import RequestContext
 from core.errors import RequestRefused
+from core.ids import new_request_id
 from core.money import format_dollars
 from core.usage import Attempt, UsageEvent, UsageState
 from plugins import pricing, receipt
@@ -52,7 +52,7 @@ class Exchange:
     )
 
     def __init__(self, endpoint: str, headers: list[tuple[bytes, bytes]], body_bytes: int) -> None:
-        self.request_id = str(uuid.uuid4())
+        self.request_id = new_request_id()
         self.endpoint = endpoint
         self.headers = headers
         self.body_bytes = body_bytes

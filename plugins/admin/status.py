@@ -25,5 +25,6 @@ async def status(runtime: Runtime) -> dict[str, Any]:
         },
         "store": await runtime.store_status(),
         "shared_state": {"kind": "memory" if snapshot.settings.shared_state.url is None else "redis"},
+        "workers": await runtime.workers(),
         "journal": runtime.journal_status(),
     }

@@ -147,20 +147,20 @@ def test_a_reference_becomes_the_key_that_is_sent(proxy: httpx.Client, provider:
     assert [attempt.api_key for attempt in provider.attempts] == [HOUSE_KEY]
 
 
-def test_a_reference_that_has_no_value_is_never_sent_as_a_key(proxy: httpx.Client, provider: FakeProvider) -> None:
-    answer = proxy.post(
-        "/v1/chat/completions", json={"model": "locked", "messages": [{"role": "user", "content": "?"}]}
-    )
-    assert answer.status_code >= 400
-    assert provider.attempts == []
-
-
 def test_all_the_secret_manager_logs_is_what_has_no_value(proxy: httpx.Client, team: Path) -> None:
     log = (team / "proxy.log").read_text()
     assert log.count("os.environ/azure://house-key has no value: Azure Key Vault is not built yet.") == 1
     assert "Traceback" not in log
     assert "Defaulting to os.environ" not in log
     assert HOUSE_KEY not in log
+
+
+def test_a_reference_that_has_no_value_is_never_sent_as_a_key(proxy: httpx.Client, provider: FakeProvider) -> None:
+    answer = proxy.post(
+        "/v1/chat/completions", json={"model": "locked", "messages": [{"role": "user", "content": "?"}]}
+    )
+    assert answer.status_code >= 400
+    assert provider.attempts == []
 
 
 def test_both_sides_stay_importable(installed: Path, team: Path) -> None:

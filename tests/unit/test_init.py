@@ -188,6 +188,7 @@ def test_the_documentation_shows_what_it_really_prints(config: Path) -> None:
     config.write_text("".join(f"{line[1:]}\n" for line in shown.splitlines() if line[0] in " -"))
     printed = run(config, "--yes").output
     assert shown in printed
+    assert f"```python\n{SECRETS_SOURCE}```" in page
 
 
 def test_every_example_in_the_new_section_is_a_valid_setting(config: Path) -> None:

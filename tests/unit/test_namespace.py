@@ -143,7 +143,7 @@ def test_a_users_module_of_the_same_name_as_ours_is_a_clash(tmp_path: Path) -> N
     (tmp_path / "core" / "state").mkdir()
     assert clashing_modules(tmp_path) == {
         "core.errors": tmp_path / "core" / "errors.py",
-        "core.state": tmp_path / "core" / "state",
+        "core.journal": tmp_path / "core" / "journal",
         "plugins.admin": tmp_path / "plugins.py",
     }
 
