@@ -140,7 +140,7 @@ def test_a_folder_without_init_in_front_of_ours_hides_nothing(tmp_path: Path) ->
 
 def test_a_users_module_of_the_same_name_as_ours_is_a_clash(tmp_path: Path) -> None:
     write(tmp_path, core__errors="", core__y="", plugins="from somewhere import admin\nmy_handler = 1")
-    (tmp_path / "core" / "state").mkdir()
+    (tmp_path / "core" / "journal").mkdir()
     assert clashing_modules(tmp_path) == {
         "core.errors": tmp_path / "core" / "errors.py",
         "core.journal": tmp_path / "core" / "journal",
