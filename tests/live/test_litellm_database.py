@@ -93,7 +93,9 @@ class TestKeys:
         forbidden = chat(gateway, key, "large")
         assert (forbidden.status_code, forbidden.json()["error"]["code"]) == (403, "model_not_allowed")
         assert chat(gateway, key, "other").status_code in (401, 403), "LiteLLM's own limit"
-        assert listed(gateway, key) == {"small"}
+        # `smart` leads to large and small: LiteLLM lets the key ask for it, and the tier leaves small.
+        assert listed(gateway, key) == {"small", "smart"}
+        assert chat(gateway, key, "smart").headers["x-orchestration-model"] == "small"
 
     def test_it_ends_with_its_deletion(self, gateway: Gateway, new_key: Callable[..., HiddenKey]):
         key = new_key(models=["small"])
