@@ -1,5 +1,6 @@
 """One request and its answer, from the first byte at the edge to the event in the books."""
 
+import logging
 import time
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -12,6 +13,8 @@ from core.money import format_dollars
 from core.usage import Attempt, UsageEvent, UsageState
 from plugins import pricing, receipt
 from plugins.receipt import Receipt
+
+_LOG = logging.getLogger("orchestration")
 
 current: ContextVar["Exchange | None"] = ContextVar("orchestration_exchange", default=None)
 """The exchange of the request being served; hooks run in tasks that inherit it."""
@@ -32,7 +35,6 @@ class Exchange:
         "disconnected",
         "endpoint",
         "error_class",
-        "event",
         "first_byte",
         "headers",
         "hides_usage",
@@ -77,7 +79,6 @@ class Exchange:
         self._open: tuple[Attempt, str | None, float] | None = None
         self.receipt: Receipt | None = None
         self.reported: Receipt | None = None
-        self.event: UsageEvent | None = None
         self.disconnected = False
         self.closed = False
 
@@ -145,9 +146,14 @@ class Exchange:
             attempt.cost_nano = found.cost_nano or 0
 
     def _read_receipt(self, attempt: Attempt) -> Receipt:
-        if self.usage_seen is not None:
-            return receipt.of_usage(self.usage_seen, attempt.provider_model, self.call)
-        found = self._read_answer(attempt)
+        try:
+            if self.usage_seen is not None:
+                return receipt.of_usage(self.usage_seen, attempt.provider_model, self.call)
+            found = self._read_answer(attempt)
+        except Exception:
+            # Answers come in more shapes than we know; one we cannot read is charged its bound, and still delivered.
+            _LOG.exception("the usage of request %s could not be read; it is recorded as unknown", self.request_id)
+            found = Receipt(UsageState.UNKNOWN)
         return self.reported if found.usage == UsageState.UNKNOWN and self.reported else found
 
     def _read_answer(self, attempt: Attempt) -> Receipt:

@@ -206,3 +206,25 @@ async def test_a_worker_that_failed_to_start_says_so(journal: Journal) -> None:
     async with client(Edge(app, runtime)) as http:
         got = await http.post("/v1/chat/completions", json={})
     assert got.status_code == 503
+
+
+async def test_an_answer_whose_usage_cannot_be_read_is_delivered_and_recorded_as_unknown(journal: Journal) -> None:
+    class Strange:
+        @property
+        def usage(self) -> Any:
+            raise RuntimeError("a shape nobody knows")
+
+    async def app(scope: Any, receive: Any, send: Send) -> None:
+        exchange = current.get()
+        assert exchange is not None
+        identified(exchange)
+        exchange.begin_attempt({"model": "provider/odd", "metadata": {"model_group": "odd"}}, "acompletion")
+        exchange.answer = Strange()
+        await answer(send, 200, b"delivered")
+
+    async with client(Edge(app, Runtime(journal))) as http:
+        got = await http.post("/v1/chat/completions", json={})
+    assert got.text == "delivered"
+    (event,) = books(journal)
+    assert event.usage == "unknown"
+    assert event.attempts[0].model == "odd"
