@@ -81,11 +81,15 @@ def plain_environment() -> Path:
     return command
 
 
+_KEEP_OPEN = ("--keepalive_timeout", "120")
+
+
 class Rival(ProxyProcess):
     """A proxy that is measured. `program` runs another environment's LiteLLM in place of this one's."""
 
     def __init__(self, config: dict[str, Any], *, program: Path | None = None, user_key: str | None = None) -> None:
-        super().__init__(config)
+        # A connection waits while it is the other proxy's turn, on a busy machine longer than uvicorn keeps it open.
+        super().__init__(config, arguments=_KEEP_OPEN)
         self.user_key = user_key or str(self.key)
         self._program = program
 
@@ -97,6 +101,7 @@ class Rival(ProxyProcess):
         self._starts_before = self._count_starts()
         self.env["PATH"] = self.env["PATH"].replace(str(Path(sys.executable).parent), str(self._program.parent))
         command = [self._program, "--config", self.config, "--host", "127.0.0.1", "--port", str(self.port)]
+        command += _KEEP_OPEN
         with self.log.open("ab") as output:
             self._process = processes.start(command, env=self.env, cwd=self.cwd, output=output)
 
