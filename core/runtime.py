@@ -269,13 +269,13 @@ class Runtime:
         """Where the store is (no password), whether it answers now, and how far it is behind the journal."""
         assert self.store is not None
         assert self.ledger is not None
+        reachable, error = True, self.store_error
         try:
             async with asyncio.timeout(_PING_SECONDS):
                 await self.store.ping()
-            error = self.store_error
         except (StoreError, TimeoutError) as trouble:
-            error = str(trouble) or f"no answer within {_PING_SECONDS:g} s"
-        return {"url": str(self.store.url), "reachable": error is None, "error": error, **asdict(self.ledger.status())}
+            reachable, error = False, str(trouble) or f"no answer within {_PING_SECONDS:g} s"
+        return {"url": str(self.store.url), "reachable": reachable, "error": error, **asdict(self.ledger.status())}
 
     async def workers(self) -> list[dict[str, Any]]:
         """The workers of all instances that were seen in the store lately; empty while it does not answer."""

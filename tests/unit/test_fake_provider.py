@@ -249,8 +249,10 @@ class TestTime:
             ) as response,
         ):
             async for line in response.aiter_lines():
-                if line and provider.held:
+                if line:
                     break
+            # It may hold back the rest only after all that it sent has been read.
+            await eventually(lambda: provider.held)
         await eventually(lambda: provider.attempts[0].outcome == "abandoned")
         assert provider.attempts[0].completion_tokens == 2
 
