@@ -16,9 +16,6 @@ class ModelListChange:
     drop: tuple[str, ...] = ()
     anonymous: bool = False
 
-    def __bool__(self) -> bool:
-        return bool(self.put or self.drop or self.anonymous)
-
 
 def compare(before: Sequence[Entry], after: Sequence[Entry]) -> ModelListChange:
     """The change that leads from `before` to `after`."""

@@ -248,10 +248,6 @@ async def identify(request: Request) -> Any:
     )
 
 
-def is_admin(auth: Any) -> bool:
-    return auth.user_role == _ADMIN
-
-
 def may_read(auth: Any) -> bool:
     """Whether an identity may see the proxy's administration."""
     return auth.user_role in (_ADMIN, _VIEWER)

@@ -5,7 +5,6 @@ import csv
 import io
 import json
 import os
-import re
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -17,12 +16,12 @@ import click
 
 from core.errors import OrchestrationError
 from core.money import format_dollars, to_dollars
+from core.report_query import filter_value, moment_ms
 
 if TYPE_CHECKING:
     from core.reports import Usage, UsageReport, Value
 
 _DEFAULT_STORE = "sqlite+aiosqlite:///orchestration.db"
-_SECONDS = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -86,23 +85,19 @@ def _filters(where: Sequence[str]) -> dict[str, "Value"]:
         name, equals, value = each.partition("=")
         if not equals:
             raise click.UsageError(f"--where {each}: write DIMENSION=VALUE")
-        filters[name.strip()] = value == "true" if name.strip() == "streamed" else value or None
-    if not filters.get("status"):
-        return filters
-    if not str(filters["status"]).isdecimal():
-        raise click.UsageError(f"--where status={filters['status']}: write a number, such as 429")
+        try:
+            filters[name.strip()] = filter_value(name.strip(), value)
+        except ValueError as error:
+            raise click.UsageError(f"--where {error}") from None
     return filters
 
 
 def _moment_ms(text: str, now: float) -> int:
     """Unix milliseconds of `7d` (ago) or an ISO date."""
-    if age := re.fullmatch(r"(\d{1,6})([mhdw])", text):
-        return int((now - int(age[1]) * _SECONDS[age[2]]) * 1000)
     try:
-        moment = datetime.fromisoformat(text)
+        return moment_ms(text, now)
     except ValueError:
         raise click.UsageError(f"{text!r} is no time: write 30m, 24h, 7d, 2w, 2026-07-01 or 2026-07-01T12:00") from None
-    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def _store_url(given: str | None, config: str | None) -> str:

@@ -1,14 +1,12 @@
 """`GET /orchestration/reports/usage`: the usage report over HTTP."""
 
-import re
-from datetime import UTC, datetime, timedelta
+import time
 from typing import Any
 
 from core.errors import BadField
+from core.report_query import filter_value, moment_ms
 from core.runtime import Runtime
 
-_AGE = re.compile(r"(\d{1,6})([mhdw])")
-_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _FRESH_SECONDS = 2.0
 _RESERVED = {"start", "end", "since", "by"}
 
@@ -20,36 +18,36 @@ async def usage(runtime: Runtime, query: dict[str, str]) -> dict[str, Any]:
     What was answered before the call is in it, unless the store is behind by more than a moment. Raises `BadField`
     for a query that cannot be understood, `StoreError` where the store does not answer.
     """
-    from core.reports import DIMENSIONS, as_json
+    from core.reports import DIMENSIONS, as_json, iso
 
-    now = datetime.now(UTC)
-    end = _moment("end", query["end"], now) if "end" in query else now + timedelta(seconds=1)
+    now = time.time()
+    end = _moment("end", query["end"], now) if "end" in query else int(now * 1000) + 1000
     start = _moment("start", query.get("start") or query.get("since") or "7d", now)
     if start >= end:
-        raise BadField(f"start {start.isoformat()} is not before end {end.isoformat()}.")
+        raise BadField(f"start {iso(start)} is not before end {iso(end)}.")
     by = [name for name in query.get("by", "user,model").split(",") if name]
-    filters = {name: value or None for name, value in query.items() if name not in _RESERVED}
+    filters = {name: _filter(name, value) for name, value in query.items() if name not in _RESERVED}
     for name in (*by, *filters):
         if name not in DIMENSIONS:
             raise BadField(f"{name!r} is no dimension of usage; valid: {', '.join(DIMENSIONS)}.")
     assert runtime.store is not None
     assert runtime.ledger is not None
     await runtime.ledger.flush(within=_FRESH_SECONDS)
-    return as_json(await runtime.store.usage.usage_report(_ms(start), _ms(end), by, filters))
+    return as_json(await runtime.store.usage.usage_report(start, end, by, filters))
 
 
-def _moment(name: str, text: str, now: datetime) -> datetime:
-    if age := _AGE.fullmatch(text):
-        return now - timedelta(**{_UNITS[age[2]]: int(age[1])})
+def _moment(name: str, text: str, now: float) -> int:
     try:
         # A plus sign in a query that nobody escaped arrives as a space.
-        moment = datetime.fromisoformat(text.replace(" ", "+") if "T" in text else text)
+        return moment_ms(text.replace(" ", "+") if "T" in text else text, now)
     except ValueError:
         raise BadField(
             f"{name} must be 30m, 24h, 7d, 2w or a time such as 2026-07-01T12:00Z, not {text[:40]!r}."
         ) from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def _ms(moment: datetime) -> int:
-    return int(moment.timestamp() * 1000)
+def _filter(name: str, text: str) -> str | bool | None:
+    try:
+        return filter_value(name, text)
+    except ValueError as error:
+        raise BadField(f"{error}.") from None
