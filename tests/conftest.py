@@ -17,6 +17,10 @@ from tests.support.provider import FakeProvider
 from tests.support.proxy import ProxyProcess, SharedProxies
 from tests.support.redis import RedisServer
 
+# LiteLLM fetches its price list while it is imported, and goes on trying in the background where there is no network.
+# Tests that are about that fetch remove this again.
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+
 
 def without_node(reason: NodeMissing) -> NoReturn:
     """Skip, loudly; on a CI machine, where everything is supposed to be, fail instead."""

@@ -54,7 +54,7 @@ def test_an_error_is_one_line_that_editors_can_jump_to(tmp_path: Path, monkeypat
 def test_json_is_a_list_of_findings(tmp_path: Path):
     (tmp_path / "config.yaml").write_text("orchestration: {environment: prod}\n")
     result = run("check", "--json", str(tmp_path / "config.yaml"))
-    (finding,) = json.loads(result.output)
+    (finding,) = json.loads(result.stdout)
     assert result.exit_code == 1
     assert finding["path"] == "orchestration.environment"
     assert (finding["line"], finding["column"], finding["value"]) == (1, 30, "prod")
@@ -75,7 +75,7 @@ def test_a_file_that_is_not_there_exits_with_2(tmp_path: Path):
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_the_files_we_ship_are_valid_without_a_warning(path: Path):
     result = run("check", "--json", str(path))
-    assert (result.exit_code, json.loads(result.output)) == (0, [])
+    assert (result.exit_code, json.loads(result.stdout)) == (0, [])
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)

@@ -22,7 +22,6 @@ LOADED = "litellm_settings: {callbacks: litellm_orchestration.callback}\n"
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     for name in ("DATABASE_URL", "LLM_GATEWAY_DB_URL", "REDIS_URL"):
         monkeypatch.delenv(name, raising=False)
 
@@ -58,7 +57,7 @@ def test_config_yaml_in_this_folder_is_looked_at_unasked() -> None:
     configured("model_list: []\n")
     result = CliRunner().invoke(command, ["--json"])
     assert {"level": "error", "what": "config.yaml does not load us.", "do": "llm-orchestration init config.yaml"} in (
-        json.loads(result.output)
+        json.loads(result.stdout)
     )
 
 

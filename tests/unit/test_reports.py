@@ -120,4 +120,4 @@ def test_the_store_is_found_in_the_configuration(
     monkeypatch.chdir(tmp_path)
     Path("config.yaml").write_text("orchestration: {store: {url: 'sqlite:///store.db'}}\n")
     result = CliRunner().invoke(report, ["usage", "--since", "2027-01-15", "--until", "2027-01-16", "--json"])
-    assert json.loads(result.output)["totals"]["requests"] == 2
+    assert json.loads(result.stdout)["totals"]["requests"] == 2
