@@ -30,7 +30,7 @@ _EVENTS, _QUICK_EVENTS = 200_000, 20_000
 
 async def _overhead(given: argparse.Namespace) -> Result:
     if given.quick:
-        return await overhead.measure(overhead.QUICK, overhead.LOADS[1:2], packaging=False)
+        return await overhead.measure(overhead.QUICK, overhead.LOADS[1:2], more=False)
     return await overhead.measure()
 
 

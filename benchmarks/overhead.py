@@ -2,8 +2,8 @@
 
     python -m benchmarks overhead [--quick]
 
-Both proxies run at the same time and take short turns; every figure is a median over pairs of windows of such turns.
-docs/benchmarks.md says what each figure means.
+Both proxies run at the same time and take short turns; every figure is a median over pairs of windows of such turns,
+spread over several starts of both. docs/benchmarks.md says what each figure means.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.support.provider import ProviderProcess
 _SETTLE = 0.3
 """Seconds after a window in which work that an answer left behind (log events, the usage ledger) comes to its end."""
 
-_WARM_UP = 300
+_WARM_UP = 150
 _STARTS_WITHIN = 120.0
 
 
@@ -58,21 +58,22 @@ _MAIN = Load(16)
 class Plan:
     """How much is measured."""
 
+    starts: int
+    """How often both proxies are started."""
     pairs: int
-    """Pairs of windows for what has a bound."""
+    """Pairs of windows a start, for what has a bound."""
     more: int
-    """Pairs of windows for everything else."""
+    """Pairs of windows a start, for everything else."""
     requests: int
     """Requests in a window, at least one turn of each."""
-    starts: int
     warm_up: int
 
     def pairs_of(self, kind: Load) -> int:
         return self.more if kind.stream or kind.connections > 16 else self.pairs
 
 
-FULL = Plan(pairs=25, more=11, requests=64, starts=5, warm_up=_WARM_UP)
-QUICK = Plan(pairs=4, more=2, requests=32, starts=1, warm_up=40)
+FULL = Plan(starts=6, pairs=5, more=2, requests=64, warm_up=_WARM_UP)
+QUICK = Plan(starts=1, pairs=4, more=2, requests=32, warm_up=40)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,15 +151,12 @@ class Start:
 
 
 async def time_to_start(proxy: Rival) -> Start:
-    """Start a proxy and measure when it first answers /health/liveliness, and a chat."""
+    """Start a proxy, which goes on running, and measure when it first answers /health/liveliness, and a chat."""
     begun = time.perf_counter()
     proxy.spawn()
-    try:
-        alive = await _first_200(proxy, get("/health/liveliness")) - begun
-        answered = await _first_200(proxy, _MAIN.request(proxy)) - begun
-        return Start(alive, answered, proxy.cpu)
-    finally:
-        await asyncio.to_thread(proxy.stop)
+    alive = await _first_200(proxy, get("/health/liveliness")) - begun
+    answered = await _first_200(proxy, _MAIN.request(proxy)) - begun
+    return Start(alive, answered, proxy.cpu)
 
 
 async def _first_200(proxy: Rival, request: bytes) -> float:
@@ -175,21 +173,13 @@ async def _first_200(proxy: Rival, request: bytes) -> float:
     raise RuntimeError(f"the proxy does not answer; its log ends:\n{proxy.log_tail()}")
 
 
-async def start_figures(before: Rival, after: Rival, count: int) -> list[Figure]:
-    """Start-up ratios. Both start at the same time, so that whatever else the machine does meets both."""
-    if count > 1:
-        await time_to_start(after)  # compiles and caches what a first start has to
-    starts: list[tuple[Start, Start]] = []
-    for _ in range(count):
-        first, second = await asyncio.gather(time_to_start(before), time_to_start(after))
-        starts.append((first, second))
+def start_figures(starts: Sequence[tuple[Start, Start]]) -> Iterator[Figure]:
+    """Start-up ratios. Both started at the same time, so that whatever else the machine does met both."""
     must = Bound("<=", 1.15)
-    return [
-        Figure.of("start-up until alive", [b.alive / a.alive for a, b in starts], "x", must),
-        Figure.of("start-up until the first answer", [b.first_answer / a.first_answer for a, b in starts], "x", must),
-        Figure.of("start-up until the first answer, bare", [a.first_answer for a, _ in starts], "s"),
-        Figure.of("start-up CPU", [b.cpu / a.cpu for a, b in starts], "x"),
-    ]
+    yield Figure.of("start-up until alive", [b.alive / a.alive for a, b in starts], "x", must)
+    yield Figure.of("start-up until the first answer", [b.first_answer / a.first_answer for a, b in starts], "x", must)
+    yield Figure.of("start-up until the first answer, bare", [a.first_answer for a, _ in starts], "s")
+    yield Figure.of("start-up CPU", [b.cpu / a.cpu for a, b in starts], "x")
 
 
 # ---- All of it ----
@@ -202,37 +192,66 @@ async def _warm(proxies: Sequence[Rival], plan: Plan) -> None:
                 await clients.send(kind.request(proxy), plan.warm_up, Window())
 
 
-async def measure(plan: Plan = FULL, kinds: Sequence[Load] = LOADS, *, packaging: bool = True) -> Result:
-    """Every figure. The full plan takes some six minutes on two cores."""
+async def measure(plan: Plan = FULL, kinds: Sequence[Load] = LOADS, *, more: bool = True) -> Result:
+    """Every figure; with `more`, those of a third proxy too. The full plan takes some ten minutes on two cores."""
     began = time.perf_counter()
-    figures: list[Figure] = []
+    starts: list[tuple[Start, Start]] = []
+    found: dict[Load, list[Pair]] = {kind: [] for kind in kinds}
+    memory: list[tuple[int, int]] = []
     with ExitStack() as stack:
         provider = stack.enter_context(ProviderProcess(itemised=False))
-        alone, ours = Rival(bare(provider.url)), Rival(with_ours(provider.url))
-        stack.callback(alone.close)
-        stack.callback(ours.close)
-        figures += await start_figures(alone, ours, plan.starts)
-        await asyncio.gather(asyncio.to_thread(alone.start), asyncio.to_thread(ours.start))
-        await _warm((alone, ours), plan)
+        if plan.starts > 1:
+            with closing(Rival(with_ours(provider.url))) as first:
+                await time_to_start(first)  # compiles and caches what a first start has to
+        for _ in range(plan.starts):
+            with closing(Rival(bare(provider.url))) as alone, closing(Rival(with_ours(provider.url))) as ours:
+                starts.append(await asyncio.gather(time_to_start(alone), time_to_start(ours)))
+                await _warm((alone, ours), plan)
+                for kind in kinds:
+                    found[kind] += await pairs(alone, ours, kind, plan.pairs_of(kind), plan.requests)
+                memory.append((alone.rss, ours.rss))
+        figures = [*start_figures(starts)]
         for kind in kinds:
-            figures += figures_of(kind, await pairs(alone, ours, kind, plan.pairs_of(kind), plan.requests))
-        mib = 1 << 20
-        added = (ours.rss - alone.rss) / mib
-        figures.append(Figure("memory added", added, "MiB", must=Bound("<=", 40)))
-        figures.append(Figure("memory, bare", alone.rss / mib, "MiB"))
-        with closing(Rival(with_ours_and_keys(provider.url), user_key=USER_KEY)) as quickstart:
-            quickstart.start()
-            await _warm([quickstart], plan)
-            found = await pairs(alone, quickstart, _MAIN, plan.more, plan.requests)
-            cpu = [after.cpu / before.cpu for before, after in found]
-            figures.append(Figure.of("CPU a request with our keys", cpu, "x"))
-        alone.stop()
-        if packaging:
-            with closing(Rival(bare(provider.url), program=plain_environment())) as plain:
-                plain.start()
-                await _warm([plain], plan)
-                found = await pairs(plain, ours, _MAIN, plan.more, plan.requests)
-                cpu = [before.cpu / after.cpu for before, after in found]
-                must = Bound(">=", 1.4)
-                figures.append(Figure.of("requests a CPU second against a plain installation", cpu, "x", must))
+            figures += figures_of(kind, found[kind])
+        figures += memory_figures(memory)
+        if more:
+            figures += await third_figures(provider.url, plan)
     return Result("overhead", figures, time.perf_counter() - began)
+
+
+def memory_figures(memory: Sequence[tuple[int, int]]) -> Iterator[Figure]:
+    """Resident memory when all the load of a start has been."""
+    mib = 1 << 20
+    added = [(ours - alone) / mib for alone, ours in memory]
+    yield Figure.of("memory added", added, "MiB", Bound("<=", 40))
+    yield Figure.of("memory, bare", [alone / mib for alone, _ in memory], "MiB")
+
+
+async def third_figures(provider: str, plan: Plan) -> Iterator[Figure]:
+    """Our keys against bare, and ours against plain installations of LiteLLM, whose bytecode is there or is not."""
+
+    async def cpu(before: Rival, after: Rival) -> list[float]:
+        ratios: list[float] = []
+        for _ in range(max(1, plan.starts // 2)):
+            before.start()
+            after.start()
+            await _warm((before, after), plan)
+            found = await pairs(before, after, _MAIN, plan.pairs, plan.requests)
+            ratios += [two.cpu / one.cpu for one, two in found]
+            before.stop()
+            after.stop()
+        return ratios
+
+    figures: list[Figure] = []
+    with (
+        closing(Rival(bare(provider))) as alone,
+        closing(Rival(with_ours_and_keys(provider), user_key=USER_KEY)) as quick,
+    ):
+        figures.append(Figure.of("CPU a request with our keys", await cpu(alone, quick), "x"))
+    for bytecode in (True, False):
+        installed = Rival(bare(provider), program=plain_environment(), bytecode=bytecode)
+        with closing(installed) as plain, closing(Rival(with_ours(provider), bytecode=bytecode)) as ours:
+            ratios = [1 / ratio for ratio in await cpu(plain, ours)]
+        name = f"requests a CPU second against a plain installation{'' if bytecode else ', no bytecode'}"
+        figures.append(Figure.of(name, ratios, "x", None if bytecode else Bound(">=", 1.4)))
+    return iter(figures)

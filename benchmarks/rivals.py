@@ -85,11 +85,24 @@ _KEEP_OPEN = ("--keepalive_timeout", "120")
 
 
 class Rival(ProxyProcess):
-    """A proxy that is measured. `program` runs another environment's LiteLLM in place of this one's."""
+    """A proxy that is measured. `program` runs another environment's LiteLLM in place of this one's.
 
-    def __init__(self, config: dict[str, Any], *, program: Path | None = None, user_key: str | None = None) -> None:
+    Without `bytecode` Python finds no compiled modules and writes none, as where an image is built with uv, which
+    compiles nothing, and sets PYTHONDONTWRITEBYTECODE, or where the installation cannot be written to.
+    """
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        *,
+        program: Path | None = None,
+        user_key: str | None = None,
+        bytecode: bool = True,
+    ) -> None:
         # A connection waits while it is the other proxy's turn, on a busy machine longer than uvicorn keeps it open.
         super().__init__(config, arguments=_KEEP_OPEN)
+        if not bytecode:
+            self.env |= {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPYCACHEPREFIX": str(self.cwd / "no-bytecode")}
         self.user_key = user_key or str(self.key)
         self._program = program
 

@@ -10,7 +10,7 @@ pytestmark = [pytest.mark.live, pytest.mark.timeout(300)]
 
 
 async def test_the_overhead_benchmark_measures_both_proxies():
-    result = await overhead.measure(overhead.QUICK, [overhead.Load(1), overhead.Load(2, stream=True)], packaging=False)
+    result = await overhead.measure(overhead.QUICK, [overhead.Load(1), overhead.Load(2, stream=True)], more=False)
     values = {figure.name: figure.value for figure in result.figures}
     assert values["memory, bare"] > 100
     assert values["start-up until the first answer, bare"] > 0
