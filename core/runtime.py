@@ -18,6 +18,7 @@ from core.journal import Journal
 from core.ledger import Ledger
 from core.model_list import ModelListChange, by_id, compare, group_names
 from core.settings import Finding, InvalidConfig, Loaded, Settings, cross_check, load, store_url
+from core.settings.reference import SecretReference, is_vault_reference
 from core.snapshot import Snapshot, take_snapshot
 from core.store import Instance, Store, StoreLock, acquire_single_writer_lock, open_store
 from litellm_orchestration._version import __version__
@@ -33,6 +34,7 @@ class Proxy(Protocol):
     def has_router(self) -> bool: ...
     def model_groups(self) -> tuple[str, ...]: ...
     def secret(self, reference: str) -> str | None: ...
+    def read_secrets(self, loaded: Loaded) -> None: ...
     def resolve_references(self, value: Any) -> Any: ...
     def apply_deployment(self, entry: Mapping[str, Any]) -> None: ...
     def remove_deployment(self, deployment_id: str) -> None: ...
@@ -158,7 +160,7 @@ class Runtime:
             found = _stamps((config, *self._loaded.files))
             if found != seen:
                 seen = found
-                self.reload()
+                await self.reload()
 
     async def _keep_promises(self) -> None:
         """What may come undone or was not possible at the start: the store's schema and lock, the policies' names."""
@@ -192,7 +194,7 @@ class Runtime:
             self.store_error = str(error)
             _LOG.error("%s; usage is kept in the journal until the store is back", error)
 
-    def reload(self) -> bool:
+    async def reload(self) -> bool:
         """Read the file again and swap the settings if it is valid as a whole; whether anything was swapped.
 
         A file that is not changes nothing: the problems are logged in a line and kept in `config_problems`.
@@ -206,7 +208,12 @@ class Runtime:
             if self._loaded.document and not loaded.document:
                 # Editors that write in place show this for a moment.
                 raise ConfigError(f"{self.config} is empty")
-            self._swap(loaded)
+            await asyncio.to_thread(self._proxy.read_secrets, loaded)
+            try:
+                self._swap(loaded)
+            except ConfigError:
+                await asyncio.to_thread(self._proxy.read_secrets, self._loaded)
+                raise
         except ConfigError as error:
             self.config_problems = (
                 tuple(_errors(error.findings)) if isinstance(error, InvalidConfig) else (_problem(error),)
@@ -214,6 +221,13 @@ class Runtime:
             _LOG.error("%s was changed but not taken over, the old settings stay: %s", self.config.name, error)
             return False
         return True
+
+    def secret_changed(self, document: SecretReference) -> None:
+        """A secret has another value, or one at last: who is known by it changes."""
+        default = self.settings.secrets.default_provider
+        keys = (key.key for key in self.settings.keys if is_vault_reference(key.key))
+        if any(SecretReference.parse(key, default).document == document for key in keys if key is not None):
+            self.snapshot = self._take(self._loaded, self.snapshot.version, self._proxy.model_groups())
 
     def _swap(self, loaded: Loaded) -> None:
         change = compare(_model_list(self._loaded), _model_list(loaded))

@@ -12,6 +12,7 @@ from typing import Any
 
 import litellm
 from fastapi import APIRouter, Request
+from litellm.litellm_core_utils.credential_accessor import CredentialAccessor
 from litellm.proxy import proxy_server
 from litellm.proxy._types import LitellmUserRoles, ProxyException, SpecialModelNames, UserAPIKeyAuth
 from litellm.proxy.auth.auth_checks import can_key_call_resolved_model
@@ -20,6 +21,10 @@ from litellm.proxy.shutdown.graceful_shutdown_manager import GracefulShutdownMan
 from litellm.types.router import Deployment
 
 from core.context import Principal
+from core.settings import Loaded
+from core.settings.reference import is_vault_reference
+from secrets_manager.provider import SecretUnavailable
+from secrets_manager.proxy import secrets
 
 _ADMIN = LitellmUserRoles.PROXY_ADMIN
 _VIEWER = LitellmUserRoles.PROXY_ADMIN_VIEW_ONLY
@@ -145,19 +150,71 @@ def resolve_references(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: resolve_references(item) for name, item in value.items()}
     if isinstance(value, str) and value.startswith("os.environ/"):
-        resolved = secret(value)
+        resolved = _as_litellm_reads(value)
         if resolved is None:
             raise ValueError(f"{value} has no value")
         return resolved
     return value
 
 
+def _as_litellm_reads(reference: str) -> str | None:
+    if not is_vault_reference(reference):
+        return secret(reference)
+    try:
+        return secrets().for_litellm(reference)
+    except SecretUnavailable:
+        return None
+
+
+def read_secrets(loaded: Loaded) -> None:
+    """Have the secrets of a configuration read. Raises `ConfigError` where it must not be used."""
+    secrets().configure(loaded.settings, loaded.document)
+
+
 def secret(reference: str) -> str | None:
-    """What LiteLLM resolves an `os.environ/…` reference to, through whatever secret manager it uses."""
+    """The value behind an `os.environ/…` reference: ours, or what LiteLLM resolves it to."""
+    if is_vault_reference(reference):
+        try:
+            return secrets().value(reference, "orchestration.keys")
+        except SecretUnavailable:
+            return None
     from litellm.secret_managers.main import get_secret
 
     value = get_secret(reference)
     return value if isinstance(value, str) else None
+
+
+def spread_credential(call: dict[str, Any]) -> None:
+    """Put the values of a named credential into a call, as LiteLLM does itself once our hook is done with it."""
+    name = call.get("litellm_credential_name")
+    if name:
+        for field, value in CredentialAccessor.get_credential_values(name).items():
+            call.setdefault(field, value)
+
+
+def no_secret(message: str, call: Mapping[str, Any]) -> Exception:
+    """The error of a call that cannot be made for want of a secret; LiteLLM falls back on it."""
+    return litellm.exceptions.ServiceUnavailableError(
+        message=message, model=str(call.get("model")), llm_provider=str(call.get("custom_llm_provider") or "")
+    )
+
+
+def spare_cooldown(call: Mapping[str, Any]) -> None:
+    """Keep the deployment of a failed call in service: what failed is mended already.
+
+    The router reads the time from the call's own copy of `model_info`, and zero means none.
+    """
+    logging = call.get("litellm_logging_obj")
+    parameters = (getattr(logging, "model_call_details", None) or {}).get("litellm_params") or {}
+    for info in (call.get("model_info"), parameters.get("model_info")):
+        if isinstance(info, dict):
+            info["cooldown_time"] = 0
+
+
+def retry_policy() -> Mapping[str, Any] | None:
+    """`router_settings.model_group_retry_policy` as it is in force."""
+    router = proxy_server.llm_router
+    return None if router is None else router.model_group_retry_policy
 
 
 def principal_of(auth: Any) -> Principal:

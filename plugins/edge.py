@@ -11,7 +11,7 @@ import orjson
 
 from core.errors import BodyTooLarge, NotReady, NotRecordable, RequestRefused, RouteRefused
 from core.money import to_dollars
-from plugins import listing, outcome, receipt
+from plugins import listing, outcome, receipt, second_try
 from plugins.exchange import Exchange, current
 from plugins.routes import ROUTES, Handling
 
@@ -68,7 +68,10 @@ class Edge:
             receive = _counted(receive, answer, most)
         token = current.set(exchange)
         try:
-            await self.app(scope, receive, answer.send)
+            if endpoint in second_try.ENDPOINTS:
+                await second_try.SecondTry(exchange, receive, answer.send).run(self.app, scope)
+            else:
+                await self.app(scope, receive, answer.send)
         finally:
             current.reset(token)
             answer.close()

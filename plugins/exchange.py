@@ -36,6 +36,7 @@ class Exchange:
         "endpoint",
         "error_class",
         "first_byte",
+        "has_another_key",
         "headers",
         "hides_usage",
         "permits",
@@ -45,6 +46,7 @@ class Exchange:
         "refusal",
         "reported",
         "request_id",
+        "secrets",
         "snapshot",
         "started",
         "status",
@@ -81,6 +83,10 @@ class Exchange:
         self.reported: Receipt | None = None
         self.disconnected = False
         self.closed = False
+        self.secrets: tuple[Any, ...] = ()
+        """What was put into the attempt under way."""
+        self.has_another_key = False
+        """Whether the attempt that failed did so because of a key, and there is another one now."""
 
     # -- attempts ------------------------------------------------------------------------------------------------
 
@@ -106,6 +112,7 @@ class Exchange:
             started_ms=time.time_ns() // 1_000_000,
         )
         self.attempts.append(attempt)
+        self.secrets, self.has_another_key = (), False
         self._open = (attempt, kind, time.perf_counter())
 
     def end_attempt(self, status: int, error_class: str | None, usage: str) -> None:

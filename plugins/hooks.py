@@ -11,7 +11,7 @@ from fastapi import HTTPException
 from litellm.integrations.custom_logger import CustomLogger
 
 from core.errors import RequestRefused
-from plugins import admission, outcome
+from plugins import admission, compat, outcome, secrets
 from plugins.exchange import Exchange, current
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ class Orchestration(CustomLogger):
         except RequestRefused as refusal:
             exchange.refused(refusal)
             raise HTTPException(refusal.status, refusal.message) from refusal
+        configured = data.get("model_group_retry_policy") or compat.retry_policy()
+        data["model_group_retry_policy"] = secrets.RetryWithAnotherKey(exchange, configured)
         return data
 
     async def async_filter_deployments(
@@ -50,18 +52,19 @@ class Orchestration(CustomLogger):
         parent_otel_span: Any = None,
     ) -> list[Any]:
         """Every attempt and every fallback, LiteLLM's own included: the deployments of a group that is not permitted
-        go."""
+        go, and those whose secrets cannot be read."""
         exchange = _exchange_of(request_kwargs or {})
         if exchange is None or await admission.permitted(self._runtime, exchange, model):
-            return healthy_deployments
+            return secrets.usable(healthy_deployments)
         return []
 
     async def async_pre_call_deployment_hook(self, kwargs: dict[str, Any], call_type: Any) -> dict[str, Any] | None:
-        """An attempt begins."""
+        """An attempt begins: it gets the secrets it needs."""
         exchange = _exchange_of(kwargs)
         if exchange is not None:
             exchange.begin_attempt(kwargs, getattr(call_type, "value", None))
-        return None
+        await secrets.put_in(kwargs, exchange)
+        return kwargs
 
     async def async_post_call_success_deployment_hook(self, request_data: Any, response: Any, call_type: Any) -> None:
         """An attempt was answered in full; streams do not come by here."""
@@ -76,10 +79,11 @@ class Orchestration(CustomLogger):
         call_type: Any,
         fallback_depth: int | None = None,
     ) -> None:
-        """An attempt failed."""
+        """An attempt failed; with a key that its provider refused it is made again with the vault's newest."""
         exchange = _exchange_of(request_data)
         if exchange is not None:
-            outcome.attempt_failed(exchange, exception)
+            status = outcome.attempt_failed(exchange, exception)
+            await secrets.refused(exchange, request_data, status)
 
     async def async_post_call_failure_hook(
         self,

@@ -26,9 +26,11 @@ def answered(exchange: Exchange, data: dict[str, Any], response: Any) -> None:
     exchange.call = data.get("litellm_logging_obj") or exchange.call
 
 
-def attempt_failed(exchange: Exchange, exception: Exception) -> None:
+def attempt_failed(exchange: Exchange, exception: Exception) -> int:
+    """Note it; returns the provider's status, 0 where it gave none."""
     status = _status(exception)
     exchange.end_attempt(status, type(exception).__name__, _usage_after(exception, status))
+    return status
 
 
 def request_failed(exchange: Exchange, exception: Exception) -> None:

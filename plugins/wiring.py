@@ -17,6 +17,7 @@ from plugins.hooks import Orchestration
 from plugins.log import configure_logging
 from plugins.models import models_router
 from plugins.pricing import price_list_version
+from secrets_manager.resolver import Happened, SecretEvent
 
 _LOG = logging.getLogger("orchestration")
 
@@ -25,6 +26,7 @@ class Wiring:
     """The runtime of this process with the callback LiteLLM calls and the task that keeps it alive."""
 
     def __init__(self) -> None:
+        compat.secrets()  # says itself why, where the proxy must not start
         try:
             self.runtime = Runtime(compat.config_path(), compat)
         except ConfigError as error:
@@ -39,12 +41,23 @@ class Wiring:
         draining = Draining(self.close)
         compat.mount(draining.router())
         draining.follow_signals()
+        loop = asyncio.get_running_loop()
+        compat.secrets().listen(lambda event: self._hear(loop, event))
         self.task = asyncio.get_running_loop().create_task(self._live(), name="orchestration")
 
     async def close(self) -> None:
         """End the runtime: everything in the store, connections closed."""
         self.task.cancel()
         await asyncio.wait({self.task})
+        await asyncio.to_thread(compat.secrets().close)
+
+    def _hear(self, loop: asyncio.AbstractEventLoop, event: SecretEvent) -> None:
+        """On a thread of the secrets: whoever is known by a secret is known by its new value."""
+        if (
+            event.what in (Happened.FETCHED, Happened.ROTATED, Happened.REVERTED, Happened.RECOVERED)
+            and not loop.is_closed()
+        ):
+            loop.call_soon_threadsafe(self.runtime.secret_changed, event.reference)
 
     async def _live(self) -> None:
         prices = asyncio.create_task(asyncio.to_thread(price_list_version))

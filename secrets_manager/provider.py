@@ -35,7 +35,7 @@ class Reason(StrEnum):
 
 
 _RETRYABLE = frozenset({Reason.SEALED, Reason.THROTTLED, Reason.UNREACHABLE})
-_AWAY = frozenset({Reason.SEALED, Reason.THROTTLED, Reason.UNREACHABLE, Reason.UNAUTHENTICATED})
+_WITHDRAWN = frozenset({Reason.NOT_FOUND, Reason.DISABLED, Reason.EXPIRED, Reason.NOT_YET_VALID})
 
 
 class SecretUnavailable(OrchestrationError):
@@ -56,8 +56,9 @@ class SecretUnavailable(OrchestrationError):
 
     @property
     def keeps_stale(self) -> bool:
-        """Whether this says nothing about the secret itself, so that the value we have may still be right."""
-        return self.reason in _AWAY
+        """Whether this says nothing about the secret itself, so that the value we have may still be right. A policy
+        that shuts us out is more often a mistake than meant; who means it revokes the key."""
+        return self.reason not in _WITHDRAWN
 
 
 @dataclass(frozen=True, slots=True)

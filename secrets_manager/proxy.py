@@ -9,7 +9,9 @@ One difference is left: a value that only Python takes for a bool, such as `(Tru
 
 import logging
 import os
+import sys
 from collections.abc import Container
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import httpx
@@ -17,46 +19,56 @@ import litellm
 from litellm.integrations.custom_secret_manager import CustomSecretManager
 from litellm.secret_managers.main import str_to_bool  # pyright: ignore[reportMissingTypeStubs]
 
-from core.settings.reference import PREFIX, checked_reference
+from core.errors import ConfigError
+from core.settings import load
+from core.settings.models import Settings
+from core.settings.reference import PREFIX, MalformedReference
+from secrets_manager.provider import SecretUnavailable
+from secrets_manager.service import PLACEHOLDER, SecretService, malformed
 
 _LOG = logging.getLogger("orchestration.secrets")
 # `in os.environ` raises and catches a KeyError for each name that is not set: 1 µs, nine times a request.
 _VARIABLES = cast("Container[bytes]", os.environ._data)  # pyright: ignore
-_VAULTS = {"azure": "Azure Key Vault", "aws": "AWS Secrets Manager", "hashicorp": "HashiCorp Vault"}
 # LiteLLM reads anything but a text as "no value" in silence, and logs None with a traceback.
 _NO_VALUE = cast("str", object())
 
-
-class Unresolved(Exception):
-    """No value stands behind a reference: a sentence with the reference and the reason, never a value."""
+_secrets: SecretService | None = None
 
 
-def resolve(reference: str) -> str:
-    """The value behind a reference without its `os.environ/`, such as `env://NAME`.
+def secrets() -> SecretService:
+    """The secrets of this process. The first who asks, LiteLLM while it loads its configuration or our callback, has
+    every reference of the configuration read.
 
-    Raises:
-        Unresolved: it is written wrongly, its variable is not set, or its vault is not built yet.
+    Raises ConfigError, after saying so on stderr, where it must not be started with.
     """
-    try:
-        checked_reference(PREFIX + reference)
-    except ValueError as error:
-        raise Unresolved(f"{PREFIX}{reference} {error}.") from None
-    provider, _, name = reference.partition("://")
-    if provider in _VAULTS:
-        raise Unresolved(
-            f"{PREFIX}{reference} has no value: {_VAULTS[provider]} is not built yet. Use {PREFIX}<NAME> until then."
-        )
-    value = os.environ.get(name)
-    if value is None:
-        raise Unresolved(f"{PREFIX}{reference} has no value: the environment variable {name} is not set.")
-    return value
+    global _secrets
+    if _secrets is None:
+        service = SecretService()
+        try:
+            _configure(service)
+        except ConfigError as error:
+            # LiteLLM would bury this under a traceback; whoever starts the proxy needs the lines alone.
+            print(f"\nThe proxy cannot start:\n{error}\n", file=sys.stderr)  # noqa: T201
+            raise
+        _secrets = service
+    return _secrets
+
+
+def _configure(service: SecretService) -> None:
+    # Where a program uses LiteLLM without its proxy, there is no configuration to read.
+    path: str | None = getattr(sys.modules.get("litellm.proxy.proxy_server"), "user_config_file_path", None)
+    if path is None:
+        service.configure(Settings(), {})
+        return
+    loaded = load(Path(path))
+    service.configure(loaded.settings, loaded.document)
 
 
 class SecretManager(CustomSecretManager):
     """Resolves secret references for LiteLLM, and leaves every other name to LiteLLM itself.
 
-    A reference without a value gets a line in the log, once a process, and is None to LiteLLM, as a variable is that
-    is not set.
+    What belongs to a model becomes a placeholder, which our hook replaces in every call. A reference without a value
+    gets a line in the log, once a process, and is None to LiteLLM, as a variable is that is not set.
     """
 
     _said: ClassVar[set[str]] = set()  # LiteLLM builds several of us while it starts
@@ -65,6 +77,7 @@ class SecretManager(CustomSecretManager):
         # LiteLLM leaves its **kwargs without a type.
         super().__init__("litellm-orchestration")  # pyright: ignore[reportUnknownMemberType]
         _admit_references_only()
+        secrets()
 
     def sync_read_secret(
         self,
@@ -89,12 +102,16 @@ class SecretManager(CustomSecretManager):
 
     def _resolved(self, reference: str) -> str | None:
         try:
-            return resolve(reference)
-        except Unresolved as error:
-            if reference not in self._said:
-                self._said.add(reference)
-                _LOG.error("%s", error)
-            return None
+            return secrets().for_litellm(reference)
+        except MalformedReference as error:
+            # What is no reference of any kind may be a secret that stands in the wrong place.
+            message = malformed(reference, error)
+        except SecretUnavailable as error:
+            message = f"{PREFIX}{reference} has no value: {error}"
+        if message not in self._said:
+            self._said.add(message)
+            _LOG.error("%s", message)
+        return None
 
 
 class _AdmittedNames(list[str]):
@@ -115,5 +132,7 @@ def _admit_references_only() -> None:
 
 def _as_without_a_manager(value: str) -> str:
     """The value in the spelling that LiteLLM takes from a manager for what it makes of `value` itself."""
+    if value.startswith(PLACEHOLDER):
+        return value
     meaning = str_to_bool(value)
     return value if meaning is None else str(meaning)

@@ -6,17 +6,17 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, cast
 
 from core.errors import ConfigError
 from core.settings import Settings
 from core.settings.models import Environment, Secrets
 from core.settings.reference import PREFIX, MalformedReference, SecretReference
-from secrets_manager.access import SecretAccess
+from core.settings.secret_access import SecretAccess
+from core.settings.secret_uses import Use, is_credential, uses_of
 from secrets_manager.provider import Check, Reason, SecretProvider, SecretUnavailable
 from secrets_manager.providers import Providers
 from secrets_manager.resolver import ALERTS, Happened, Listener, Resolved, Resolver, SecretEvent, SecretState
-from secrets_manager.uses import Use, is_credential, uses_of
 from secrets_manager.value import MaskedText
 
 _LOG = logging.getLogger("orchestration.secrets")
@@ -24,7 +24,13 @@ _LOG = logging.getLogger("orchestration.secrets")
 PLACEHOLDER = "put-in-per-request:"
 """What LiteLLM keeps in place of a credential, followed by its reference. It is no secret, and no provider takes it."""
 
-Make = Callable[[Secrets, Mapping[str, str]], Callable[[str], SecretProvider]]
+
+class Make(Protocol):
+    """Makes what gives the provider of a scheme."""
+
+    def __call__(
+        self, settings: Secrets, environ: Mapping[str, str], *, production: bool
+    ) -> Callable[[str], SecretProvider]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +91,7 @@ class SecretService:
         that LiteLLM needs at the start, or any at all in production. In development the models concerned are
         unavailable, and reading is tried again.
         """
-        secrets = settings.secrets
+        secrets, production = settings.secrets, settings.environment is Environment.PRODUCTION
         default = secrets.default_provider.value
         uses = uses_of(document, default)
         access = SecretAccess(secrets.access)
@@ -95,20 +101,23 @@ class SecretService:
             by_reference.setdefault(use.reference, []).append(use)
         with self._lock:
             before = self._in_force
-            fresh = before is None or before.secrets.providers != secrets.providers or before.secrets.cache != secrets.cache
-            providers = self._make(secrets, self._environ) if fresh else self._providers
+            fresh = (
+                before is None or before.secrets.providers != secrets.providers or before.secrets.cache != secrets.cache
+            )
+            providers = self._make(secrets, self._environ, production=production) if fresh else self._providers
             resolver = self._new_resolver(providers, secrets) if fresh or self._resolver is None else self._resolver
             if denied:
                 self._refuse(resolver, denied)
             failed = resolver.keep(by_reference, "the configuration")
-            errors = _unbearable(failed, by_reference, settings.environment is Environment.PRODUCTION)
+            errors = _unbearable(failed, by_reference, production)
             if errors:
                 if resolver is not self._resolver:
                     _close(resolver, providers)
                 elif before is not None:
                     resolver.keep(before.uses, "the configuration")
                 raise ConfigError("\n".join(errors))
-            old = (self._resolver, self._providers) if resolver is not self._resolver else None
+            replaced = self._resolver if resolver is not self._resolver else None
+            its_providers = self._providers
             grouped = {reference: tuple(found) for reference, found in by_reference.items()}
             self._resolver, self._providers = resolver, providers
             self._in_force = _InForce(secrets, default, access, grouped)
@@ -116,8 +125,8 @@ class SecretService:
         for reference, error in failed.items():
             places = ", ".join(use.place for use in by_reference[reference])
             _LOG.error("%s has no value: %s Used by %s, which is unavailable until then.", reference, error, places)
-        if old is not None and old[0] is not None:
-            _close(*old)
+        if replaced is not None:
+            _close(replaced, its_providers)
 
     def _new_resolver(self, providers: Any, secrets: Secrets) -> Resolver:
         resolver = Resolver(providers, secrets.cache, clock=self._clock, background=self._background)
@@ -172,22 +181,29 @@ class SecretService:
 
         Raises SecretUnavailable where there is no value, or `model` may not use it.
         """
-        put: list[Put] = []
+        found: list[Put] = []
+        changed: dict[str, Any] = {}
         for name, value in call.items():
             # On the way of every attempt: exact types, no calls for what cannot be one.
             if type(value) is str:
                 if value.startswith(PLACEHOLDER):
-                    call[name] = self._put(value, model, put)
+                    changed[name] = self._put(value, model, found)
             elif type(value) is dict and is_credential(name):
-                for inner, text in value.items():
-                    if type(text) is str and text.startswith(PLACEHOLDER):
-                        value = call[name] = {**call[name], inner: self._put(text, model, put)}
-        return tuple(put)
+                inside = {
+                    inner: self._put(text, model, found)
+                    for inner, text in cast("dict[str, object]", value).items()
+                    if type(text) is str and text.startswith(PLACEHOLDER)
+                }
+                if inside:
+                    changed[name] = {**value, **inside}
+        if changed:
+            call.update(changed)
+        return tuple(found)
 
-    def _put(self, placeholder: str, model: str | None, put: list[Put]) -> str:
-        found = self.current(placeholder, model)
-        put.append(Put(found[0], found[1].serial))
-        return MaskedText(found[1].value.reveal())
+    def _put(self, placeholder: str, model: str | None, found: list[Put]) -> str:
+        reference, resolved = self.current(placeholder, model)
+        found.append(Put(reference, resolved.serial))
+        return MaskedText(resolved.value.reveal())
 
     def current(self, placeholder: str, model: str | None) -> tuple[SecretReference, Resolved]:
         """The value in use behind a placeholder. Raises SecretUnavailable."""
@@ -196,7 +212,9 @@ class SecretService:
         if in_force is not None and not in_force.access.permits(model, reference):
             known = in_force.uses.get(reference, ())
             if model is not None or not known:
-                message = f"Model '{model}' may not use {reference}; no rule of orchestration.secrets.access permits it."
+                message = (
+                    f"Model '{model}' may not use {reference}; no rule of orchestration.secrets.access permits it."
+                )
                 self.resolver.tell_denied(reference, f"model {model}", message)
                 raise SecretUnavailable(message, Reason.FORBIDDEN)
         return reference, self.resolver.current(reference)
@@ -207,8 +225,6 @@ class SecretService:
             reference = self._reference_of(value)
             if self._in_force is None or self._in_force.access.permits(model, reference):
                 await self.resolver.resolve_soon(reference, f"model {model}")
-
-    _parsed: dict[str, SecretReference]
 
     def _reference_of(self, placeholder: str) -> SecretReference:
         known = _REFERENCES.get(placeholder)
@@ -247,7 +263,7 @@ class SecretService:
         return {reference.uri: None if error is None else str(error) for reference, error in sorted(found.items())}
 
     def _note_broken(self, event: SecretEvent) -> None:
-        if event.what in (Happened.LOST,):
+        if event.what is Happened.LOST:
             self._broken |= {event.reference}
         elif event.what in (Happened.FETCHED, Happened.RECOVERED, Happened.ROTATED) and self._broken:
             self._broken -= {event.reference}
@@ -263,7 +279,7 @@ class SecretService:
 
     def statuses(self) -> list[ReferenceStatus]:
         """Every reference in use, by name."""
-        uses = self._in_force.uses if self._in_force else {}
+        uses: Mapping[SecretReference, tuple[Use, ...]] = self._in_force.uses if self._in_force else {}
         return [
             ReferenceStatus(
                 state,
@@ -276,7 +292,8 @@ class SecretService:
     def diagnose(self, settings: Settings, document: Mapping[str, Any]) -> Iterable[tuple[str, Check]]:
         """What every provider that a configuration uses says about itself, with the provider's name."""
         uses = uses_of(document, settings.secrets.default_provider.value)
-        providers = self._make(settings.secrets, self._environ)
+        production = settings.environment is Environment.PRODUCTION
+        providers = self._make(settings.secrets, self._environ, production=production)
         wanted: dict[str, dict[str, str]] = {}
         for use in uses:
             wanted.setdefault(use.reference.provider, {})[use.reference.secret_identifier] = use.reference.version
@@ -307,7 +324,7 @@ def _placeholders(call: Mapping[str, Any]) -> Iterable[str]:
             if value.startswith(PLACEHOLDER):
                 yield value
         elif isinstance(value, dict) and is_credential(name):
-            yield from _placeholders(value)  # pyright: ignore[reportUnknownArgumentType]
+            yield from _placeholders(cast("dict[str, Any]", value))
 
 
 def _unbearable(

@@ -33,6 +33,8 @@ class Finding:
     column: int | None = None
     variable: str | None = None
     """The environment variable that the value came from."""
+    offset: int = 0
+    """How many characters into the value it is wrong."""
 
     @property
     def path(self) -> str:

@@ -10,6 +10,7 @@ from core.settings.crosscheck import cross_check, model_names_of
 from core.settings.environment import effective_environ, overridden
 from core.settings.finding import Finding, InvalidConfig, Loc, errors, for_variables, in_order
 from core.settings.models import Settings
+from core.settings.references import denied_findings, reference_findings
 from core.settings.source import SECTION, Source, read
 from core.settings.unbuilt import unbuilt
 from core.settings.unsafe import unsafe
@@ -39,11 +40,16 @@ def load(path: str | os.PathLike[str], environ: Mapping[str, str] = os.environ) 
     section, findings = _section(source.document)
     section, variables, contradictions = overridden(section, environ)
     settings, problems = validated(section)
-    findings += [*contradictions, *problems, *unbuilt(section, variables)]
+    default = settings.secrets.default_provider if settings is not None else "local"
+    references = reference_findings(source.document, default)
+    # The section's own check has found those in it as well, but not at which character they are wrong.
+    problems = [problem for problem in problems if problem.loc not in {one.loc for one in references}]
+    findings += [*contradictions, *problems, *references, *unbuilt(section, variables)]
     if settings is not None:
         findings += cross_check(
             settings, model_names_of(source.document), models_may_come_later=_database_models(source.document, environ)
         )
+        findings += denied_findings(source.document, settings.secrets)
         findings += unsafe(settings, source.document, environ)
     placed = in_order([*source.findings, *(_placed(finding, source, variables) for finding in findings)])
     if settings is None or errors(placed):

@@ -105,6 +105,7 @@ class SecretReference:
         return self.uri
 
 
+_OIDC = f"{PREFIX}oidc/"  # LiteLLM's own: a token of the cloud it runs in, for the audience that follows
 _SAFE = "/:@+=,._-~ !$&'()*"
 
 
@@ -168,7 +169,7 @@ def is_reference(value: object) -> bool:
 
 def is_vault_reference(value: object) -> bool:
     """Whether the value is a reference to more than a plain environment variable."""
-    return isinstance(value, str) and value.startswith(PREFIX) and "://" in value
+    return isinstance(value, str) and "://" in value and value.startswith(PREFIX) and not value.startswith(_OIDC)
 
 
 def checked_reference(value: str) -> str:

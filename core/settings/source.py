@@ -54,7 +54,11 @@ class Source:
                 break
             mark = name.start_mark if name is not None and (key or depth < len(finding.loc)) else value.start_mark
             node = value
-        return _at(finding, mark)
+        found = _at(finding, mark)
+        if finding.offset and isinstance(node, ScalarNode) and node.start_mark.line == node.end_mark.line:
+            quote = 1 if node.style in ("'", '"') else 0
+            found = replace(found, column=mark.column + 1 + quote + finding.offset)
+        return found
 
 
 def read(path: Path) -> Source:

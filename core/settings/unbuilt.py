@@ -31,12 +31,6 @@ UNBUILT: tuple[Unbuilt, ...] = (
     Unbuilt("shared_state.url", "instances share nothing through it yet; it only lifts the limit of one worker"),
     Unbuilt("shared_state.on_outage", "there is no shared state yet"),
     Unbuilt("journal.redis", "the journal is written to journal.dir"),
-    Unbuilt("secrets.default_provider", "only environment variables are read", lambda value: value != "local"),
-    Unbuilt("secrets.cache", "secrets are not cached"),
-    Unbuilt("secrets.providers.azure", "Azure Key Vault is not asked"),
-    Unbuilt("secrets.providers.aws", "AWS Secrets Manager is not asked"),
-    Unbuilt("secrets.providers.hashicorp", "HashiCorp Vault is not asked"),
-    Unbuilt("secrets.access", "every model may use every reference"),
     *(
         Unbuilt(f"tiers.*.{field}", "this limit is not enforced")
         for field in ("requests_per_minute", "tokens_per_minute", "max_parallel_requests", "max_tokens")

@@ -28,7 +28,7 @@ def unsafe(settings: Settings, document: Mapping[str, Any], environ: Mapping[str
         Finding(
             "error" if production else "warning", loc, "a secret is written out; write os.environ/NAME in its place"
         )
-        for loc in _written_out(document)
+        for loc in _written_out(settings, document)
     ]
     findings += _unset(settings, environ)
     if production:
@@ -68,17 +68,28 @@ def _secrets(settings: Settings, document: Mapping[str, Any], environ: Mapping[s
     if providers.local.enabled:
         loc = (SECTION, "secrets", "providers", "local", "enabled")
         yield Finding("error", loc, "the local provider is for development; remove this or set it to false", "true")
+    if providers.local.file is not None:
+        loc = (SECTION, "secrets", "providers", "local", "file")
+        yield Finding("error", loc, "secrets in a file are for development; put them into a vault and remove this")
     for loc in _strings(document, starting="os.environ/env://"):
         yield Finding(
             "error", loc, "env:// is the local secret provider, for development; use a vault or os.environ/NAME"
         )
-    if (url := providers.hashicorp.url) is not None:
+    if settings.secrets.default_provider is SecretProvider.LOCAL:
+        for loc in _strings(document, starting="os.environ/secret://"):
+            message = "means the local secret provider, for development; set secrets.default_provider to a vault"
+            yield Finding("error", loc, message)
+    for name, field, url in (
+        ("hashicorp", "url", providers.hashicorp.url),
+        ("aws", "endpoint_url", providers.aws.endpoint_url),
+        ("aws", "sts_endpoint_url", providers.aws.sts_endpoint_url),
+    ):
         try:
-            resolved = resolve_environ(url, environ)
+            resolved = None if url is None else resolve_environ(url, environ)
         except ConfigError:
-            return
-        if travels_in_the_clear(resolved):
-            loc = (SECTION, "secrets", "providers", "hashicorp", "url")
+            continue
+        if resolved is not None and travels_in_the_clear(resolved):
+            loc = (SECTION, "secrets", "providers", name, field)
             yield Finding("error", loc, "production does not talk to a vault without TLS; use https://")
 
 
@@ -105,12 +116,15 @@ def _resolved_redis(settings: Settings, environ: Mapping[str, str]) -> str | Non
         return None
 
 
-def _written_out(document: Mapping[str, Any]) -> Iterator[Loc]:
-    """Credentials in LiteLLM's sections that are not references. (In ours, the models refuse them.)"""
+def _written_out(settings: Settings, document: Mapping[str, Any]) -> Iterator[Loc]:
+    """Credentials that are not references, in LiteLLM's sections and in those of secret providers that other packages
+    add. (In ours, the models refuse them.)"""
     places: list[tuple[Loc, object]] = [
         (("general_settings",), document.get("general_settings")),
         (("environment_variables",), document.get("environment_variables")),
     ]
+    for name, added in settings.secrets.providers.added.items():
+        places.append(((SECTION, "secrets", "providers", name), dict(added)))
     models = document.get("model_list")
     for index, entry in enumerate(cast(list[object], models) if isinstance(models, list) else []):
         if isinstance(entry, dict):

@@ -118,7 +118,7 @@ def _removed(rest: Any, loc: Loc, kind: str) -> bool:
 
 def _fields_at(loc: Loc) -> tuple[str, ...]:
     section = _section_in(_annotation_at(loc))
-    return tuple(section.model_fields) if section else ()
+    return section.names() if section else ()
 
 
 def _annotation_at(loc: Loc) -> Any:

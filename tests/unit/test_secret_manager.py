@@ -11,7 +11,10 @@ import pytest
 from litellm.types.secret_managers.main import KeyManagementSettings
 
 from core.installation import SECRETS_FILE, SECRETS_SOURCE
-from secrets_manager.proxy import SecretManager, Unresolved, resolve
+from core.settings import Settings
+from secrets_manager import proxy
+from secrets_manager.proxy import SecretManager
+from secrets_manager.service import PLACEHOLDER, SecretService
 
 ROOT = Path(__file__).resolve().parents[2]
 VALUES = {
@@ -40,10 +43,18 @@ VALUES = {
     "REFERENCE": "os.environ/KEY",
 }
 NAMES = [*VALUES, "UNSET", "NICHT_GESETZT_Ä"]
-RESOLVED = ["env://KEY", "env://false", "env://TRUE", "env://EMPTY", "env://QUOTED"]
-UNRESOLVED = ["azure://openai-key", "hashicorp://secret/llm#key", "env://UNSET", "azzure://x"]
+RESOLVED = ["env://KEY", "env://false", "env://TRUE", "env://QUOTED"]
+# What no configuration names belongs to a model of LiteLLM's database, and is put into its calls.
+PER_REQUEST = ["azure://openai-key", "hashicorp://secret/llm#key", "env://UNSET"]
+MALFORMED = "azzure://x"
+SETTINGS = {f"setting_{n}": f"os.environ/{name}" for n, name in enumerate(RESOLVED)}
+CONFIG = f"""
+general_settings: {json.dumps({"key_management_system": "custom", **SETTINGS})}
+model_list:
+  - {{model_name: a, litellm_params: {{model: openai/a, api_key: os.environ/env://NUMBER}}}}
+"""
 ASK = """
-import json, sys
+import json, sys, types
 import litellm
 from litellm.secret_managers.custom_secret_manager_loader import load_custom_secret_manager
 from litellm.secret_managers.main import get_secret, get_secret_bool, get_secret_str
@@ -53,13 +64,18 @@ def answers(name):
     yield from (get_secret(name), get_secret("os.environ/" + name), get_secret_str(name), get_secret_bool(name))
     yield from (get_secret(name, "default"), get_secret(name, False), get_secret_bool(name, True))
 
+def shown(answer):
+    return repr(str(answer)) if isinstance(answer, str) else repr(answer)  # the repr of a secret is a mask
+
 config, rounds = json.load(sys.stdin)
 settings = {"custom_secret_manager": "orchestration_secrets.SecretManager"}
 if config:
+    # As the proxy has it when it loads its configuration.
+    sys.modules["litellm.proxy.proxy_server"] = types.SimpleNamespace(user_config_file_path=config)
     litellm._key_management_settings = KeyManagementSettings(**settings)
     load_custom_secret_manager(config)
 for names in rounds:
-    print(json.dumps({name: [repr(answer) for answer in answers(name)] for name in names}))
+    print(json.dumps({name: [shown(answer) for answer in answers(name)] for name in names}))
     print("--", file=sys.stderr)
     if config:  # LiteLLM does so in the middle of loading a config
         litellm._key_management_settings = KeyManagementSettings(**settings)
@@ -96,7 +112,8 @@ def without() -> Answers:
 def rounds(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Answers, str]]:
     folder = tmp_path_factory.mktemp("team")
     (folder / SECRETS_FILE).write_text(SECRETS_SOURCE)
-    return ask(folder / "config.yaml", NAMES, NAMES, RESOLVED, UNRESOLVED)
+    (folder / "config.yaml").write_text(CONFIG)
+    return ask(folder / "config.yaml", NAMES, NAMES, RESOLVED, ["env://NUMBER", *PER_REQUEST], [MALFORMED])
 
 
 def test_every_name_means_what_it_means_without_a_manager(without: Answers, rounds: list[tuple[Answers, str]]) -> None:
@@ -118,26 +135,30 @@ def test_env_references_get_what_their_variable_means(without: Answers, rounds: 
     assert log == ""
 
 
-def test_a_reference_without_a_value_is_none_and_one_line_in_the_log(rounds: list[tuple[Answers, str]]) -> None:
+def test_what_is_put_in_per_request_is_a_placeholder_to_litellm(rounds: list[tuple[Answers, str]]) -> None:
     answers, log = rounds[3]
-    assert {answer for name in UNRESOLVED for answer in answers[name][:4]} == {"None"}
-    azure, hashicorp, unset, misspelt = log.splitlines()
-    assert azure.startswith("os.environ/azure://openai-key has no value: Azure Key Vault is not built yet.")
-    assert "hashicorp://secret/llm#key has no value: HashiCorp Vault is not built yet" in hashicorp
-    assert unset.endswith("the environment variable UNSET is not set.")
-    assert "os.environ/azzure://x names an unknown provider" in misspelt
+    assert {name: answers[name][0] for name in answers} == {
+        name: repr(PLACEHOLDER + name) for name in ["env://NUMBER", *PER_REQUEST]
+    }
+    assert log == ""
+
+
+def test_a_malformed_reference_is_none_and_one_line_that_does_not_repeat_it(
+    rounds: list[tuple[Answers, str]],
+) -> None:
+    answers, log = rounds[4]
+    assert set(answers[MALFORMED][:4]) == {"None"}
+    (line,) = log.splitlines()
+    assert "names an unknown provider" in line
+    assert "did you mean 'azure://'" in line
 
 
 async def test_who_asks_asynchronously_gets_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    service = SecretService({"SOME_KEY": "value"})
+    service.configure(Settings(), {"general_settings": {"alerting_key": "os.environ/env://SOME_KEY"}})
     monkeypatch.setattr(litellm, "_key_management_settings", KeyManagementSettings())
-    monkeypatch.setenv("SOME_KEY", "value")
+    monkeypatch.setattr(proxy, "_secrets", service)
     manager = SecretManager()
     assert await manager.async_read_secret("env://SOME_KEY") == "value"
-    assert await manager.async_read_secret("aws://some") is None
-
-
-def test_resolve_says_what_is_wrong_without_the_value(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SOME_KEY", "value")
-    assert resolve("env://SOME_KEY") == "value"
-    with pytest.raises(Unresolved, match=r"aws://some has no value: AWS Secrets Manager is not built yet"):
-        resolve("aws://some")
+    assert await manager.async_read_secret("aws://some") == f"{PLACEHOLDER}aws://some"
+    service.close()

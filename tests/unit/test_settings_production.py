@@ -41,12 +41,19 @@ def test_the_defaults_are_not_safe_enough_for_production(tmp_path: Path):
         ("journal: {dir: relative}", ("error", "journal.dir")),
         ("secrets: {default_provider: local}", ("error", "secrets.default_provider")),
         ("secrets: {providers: {local: {enabled: true}}}", ("error", "secrets.providers.local.enabled")),
+        ("secrets: {providers: {local: {file: secrets.env}}}", ("error", "secrets.providers.local.file")),
         ("keys: [{key: 'os.environ/env://K'}]", ("error", "keys[0].key")),
+        ("keys: [{key: 'os.environ/secret://K'}]", ("error", "keys[0].key")),
         ("shared_state: {url: 'redis://redis:6379'}", ("error", "shared_state.url")),
         ("store: {url: 'postgresql://db/x'}", ("error", "store.url")),
         ("store: {url: 'postgresql://db/x?sslmode=prefer'}", ("error", "store.url")),
         ("store: {url: 'sqlite:////data/x.db'}", ("warning", "store.url")),
         ("secrets: {providers: {hashicorp: {url: 'http://vault:8200'}}}", ("error", "secrets.providers.hashicorp.url")),
+        ("secrets: {providers: {aws: {endpoint_url: 'http://aws'}}}", ("error", "secrets.providers.aws.endpoint_url")),
+        (
+            "secrets: {providers: {aws: {sts_endpoint_url: 'http://aws'}}}",
+            ("error", "secrets.providers.aws.sts_endpoint_url"),
+        ),
         ("trust_key_metadata: true", ("warning", "trust_key_metadata")),
     ],
 )
@@ -66,6 +73,8 @@ def test_unsafe_choices_are_named_in_production_and_allowed_in_development(
         "shared_state: {url: 'redis://127.0.0.1'}",
         "shared_state: {url: 'unix:///run/redis.sock'}",
         "keys: [{key: os.environ/K}]",
+        "secrets: {default_provider: aws}, keys: [{key: 'os.environ/secret://K'}]",
+        "secrets: {providers: {aws: {endpoint_url: 'https://vpce.example'}}}",
     ],
 )
 def test_safe_choices_are_accepted_in_production(tmp_path: Path, section: str):
@@ -101,6 +110,18 @@ def test_a_written_out_secret_is_a_warning_and_in_production_an_error(tmp_path: 
         (finding,) = findings(tmp_path, section, rest)
         assert (finding.severity, finding.path, finding.line) == (severity, path, 1)
         assert "sk-1234" not in f"{finding}{finding.as_json()}"
+
+
+@pytest.mark.parametrize("key", ["os.environ/env://OPENAI", "os.environ/secret://OPENAI"])
+def test_a_model_with_a_key_from_the_local_provider_is_refused_in_production(tmp_path: Path, key: str):
+    rest = (
+        "general_settings: {key_management_system: custom}\n"
+        f"model_list: [{{model_name: m, litellm_params: {{model: openai/x, api_key: '{key}'}}}}]"
+    )
+    (finding,) = findings(tmp_path, SAFE, rest)
+    assert (finding.severity, finding.path) == ("error", "model_list[0].litellm_params.api_key")
+    assert "for development" in finding.message
+    assert findings(tmp_path, "", rest) == []
 
 
 def test_references_and_placeholders_are_not_secrets(tmp_path: Path):

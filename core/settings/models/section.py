@@ -24,6 +24,11 @@ class Section(BaseModel):
     # Errors hide their input because it may be a secret; `core.settings.validation` decides what may be shown.
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, validate_default=True)
 
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """The names of the fields that may stand here."""
+        return tuple(cls.model_fields)
+
 
 def _no_bool(value: object) -> object:
     # YAML 1.1 reads yes, no, on and off as booleans, and Python counts with those.

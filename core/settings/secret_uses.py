@@ -2,13 +2,18 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 from core.settings.reference import MalformedReference, SecretReference, is_vault_reference
 
 _CREDENTIAL = re.compile(r"key|token|secret|password|passphrase|credential|auth|header", re.I)
 _NO_CREDENTIAL = {"max_tokens", "max_completion_tokens", "max_output_tokens"}
+
+
+Path: TypeAlias = tuple[str | int, ...]
+"""Where in a configuration: names of fields and indexes of lists, from the top."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +25,7 @@ class Use:
     """
 
     reference: SecretReference
-    path: tuple[str | int, ...]
+    path: Path
     model: str | None = None
     per_request: bool = False
 
@@ -33,31 +38,41 @@ class Use:
 
 def uses_of(document: Mapping[str, Any], default_provider: str) -> tuple[Use, ...]:
     """Every reference to a vault in a configuration as LiteLLM reads it. What is written wrongly is left out: `check`
-    has said so."""
-    return tuple(use for name, value in document.items() for use in _uses(value, (str(name),), document, default_provider))
+    says so."""
+    found: list[Use] = []
+    for path, text in vault_references(document):
+        with suppress(MalformedReference):
+            reference = SecretReference.parse(text, default_provider)
+            found.append(Use(reference, path, *_kind(path, document)))
+    return tuple(found)
 
 
-def _uses(value: Any, path: tuple[str | int, ...], document: Mapping[str, Any], default: str) -> Iterator[Use]:
+def vault_references(value: object) -> Iterator[tuple[Path, str]]:
+    """Where below `value` a reference to a vault stands, and its text. What aliases repeat is met in each place, and a
+    mapping that contains itself once."""
+    return _below(value, (), ())
+
+
+def _below(value: object, path: Path, around: tuple[int, ...]) -> Iterator[tuple[Path, str]]:
+    me = id(value)
+    if me in around:
+        return
     if isinstance(value, dict):
-        for name, item in cast("dict[object, Any]", value).items():
-            yield from _uses(item, (*path, str(name)), document, default)
+        for name, item in cast("dict[object, object]", value).items():
+            yield from _below(item, (*path, str(name)), (*around, me))
     elif isinstance(value, list):
-        for index, item in enumerate(cast("list[Any]", value)):
-            yield from _uses(item, (*path, index), document, default)
+        for index, item in enumerate(cast("list[object]", value)):
+            yield from _below(item, (*path, index), (*around, me))
     elif is_vault_reference(value):
-        try:
-            reference = SecretReference.parse(value, default)
-        except MalformedReference:
-            return
-        yield Use(reference, path, *_kind(path, document))
+        yield path, cast(str, value)
 
 
-def _kind(path: tuple[str | int, ...], document: Mapping[str, Any]) -> tuple[str | None, bool]:
+def _kind(path: Path, document: Mapping[str, Any]) -> tuple[str | None, bool]:
     """The model a place belongs to, and whether its value is put in at each call."""
     match path:
         case ("model_list", int(index), "litellm_params", str(name), *_):
-            entry = document["model_list"][index]
-            parameters = entry["litellm_params"]
+            entry: dict[str, Any] = document["model_list"][index]
+            parameters: dict[str, Any] = entry["litellm_params"]
             # LiteLLM's pass-through routes take the credential from the router, without a hook of ours.
             passed_through = bool(parameters.get("use_in_pass_through"))
             return str(entry.get("model_name")), is_credential(name) and not passed_through

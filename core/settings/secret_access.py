@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 from typing import Protocol
 
 from core.settings.reference import SecretReference
-from secrets_manager.uses import Use
+from core.settings.secret_uses import Use
 
 
 class _Rule(Protocol):

@@ -1,0 +1,229 @@
+"""Keys by reference in a running proxy: put into each call, rotated without a restart and without a failed request."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from core.installation import SECRETS_FILE, SECRETS_SOURCE
+from tests.support.eventually import eventually, eventually_sync
+from tests.support.gateway import model
+from tests.support.provider import FakeProvider
+from tests.support.proxy import ProxyProcess
+
+pytestmark = [pytest.mark.live, pytest.mark.timeout(300)]
+
+MANAGER = {
+    "key_management_system": "custom",
+    "key_management_settings": {"custom_secret_manager": "orchestration_secrets.SecretManager"},
+}
+CHAT = {"messages": [{"role": "user", "content": "What is the answer?"}]}
+CALLS = {
+    "chat": ("/v1/chat/completions", {"model": "small", **CHAT}),
+    "chat-stream": ("/v1/chat/completions", {"model": "small", **CHAT, "stream": True}),
+    "completion": ("/v1/completions", {"model": "small", "prompt": "What is the answer?"}),
+    "completion-stream": ("/v1/completions", {"model": "small", "prompt": "What is the answer?", "stream": True}),
+    "embedding": ("/v1/embeddings", {"model": "embed", "input": "What is the answer?"}),
+    "responses": ("/v1/responses", {"model": "small", "input": "What is the answer?"}),
+    "responses-stream": ("/v1/responses", {"model": "small", "input": "What is the answer?", "stream": True}),
+    "messages": ("/v1/messages", {"model": "claude", "max_tokens": 20, **CHAT}),
+    "messages-stream": ("/v1/messages", {"model": "claude", "max_tokens": 20, **CHAT, "stream": True}),
+    "messages-of-openai": ("/v1/messages", {"model": "small", "max_tokens": 20, **CHAT}),
+}
+
+
+class Vault:
+    """The file of the local provider: a vault whose secrets a test writes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "secrets.env"
+        self._values: dict[str, str] = {}
+
+    def put(self, **values: str) -> None:
+        self._values.update(values)
+        fresh = self.path.with_suffix(".new")
+        fresh.touch(mode=0o600)
+        fresh.write_text("".join(f"{name}={value}\n" for name, value in self._values.items()))
+        fresh.replace(self.path)
+
+
+def proxy_with(provider: FakeProvider, vault: Vault, folder: Path, **more: Any) -> ProxyProcess:
+    config = {
+        "litellm_settings": {"callbacks": ["litellm_orchestration.callback"]},
+        "general_settings": {"master_key": "os.environ/LITELLM_MASTER_KEY", **MANAGER},
+        "model_list": [
+            model("small", provider.url, api_key="os.environ/env://OPENAI"),
+            model("claude", provider.origin, provider="anthropic", api_key="os.environ/env://ANTHROPIC"),
+            model("embed", provider.url, mode="embedding", api_key="os.environ/env://OPENAI"),
+            model("other", provider.url, api_key="sk-other"),
+        ],
+        "orchestration": {
+            "secrets": {"providers": {"local": {"file": str(vault.path)}}},
+            "routing": {"policies": {"smart": {"candidates": ["small", "other"]}}},
+            **more,
+        },
+    }
+    proxy = ProxyProcess(config)
+    (proxy.config.parent / SECRETS_FILE).write_text(SECRETS_SOURCE)
+    return proxy
+
+
+@pytest.fixture(scope="module")
+def vault(tmp_path_factory: pytest.TempPathFactory) -> Vault:
+    made = Vault(tmp_path_factory.mktemp("vault"))
+    made.put(OPENAI="sk-openai-1", ANTHROPIC="sk-anthropic-1")
+    return made
+
+
+@pytest.fixture(scope="module")
+def proxy(
+    shared_provider: FakeProvider, vault: Vault, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ProxyProcess]:
+    with proxy_with(shared_provider, vault, tmp_path_factory.mktemp("proxy")) as running:
+        yield running
+
+
+def current_key(vault: Vault, path: str, body: dict[str, Any]) -> str:
+    return "ANTHROPIC" if body["model"] == "claude" else "OPENAI"
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_each_call_carries_the_key_of_the_vault(
+    name: str, proxy: ProxyProcess, provider: FakeProvider, vault: Vault
+) -> None:
+    path, body = CALLS[name]
+    with proxy.client() as client:
+        answer = client.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+    (attempt,) = provider.attempts
+    assert attempt.api_key == vault._values[current_key(vault, path, body)]
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("name", CALLS)
+def test_a_key_that_was_rotated_and_revoked_at_once_fails_no_request(
+    name: str, status: int, proxy: ProxyProcess, provider: FakeProvider, vault: Vault
+) -> None:
+    path, body = CALLS[name]
+    secret = current_key(vault, path, body)
+    old = vault._values[secret]
+    new = f"{old}-{name}-{status}"
+    vault.put(**{secret: new})
+    provider.script(api_key=old, status=status)
+    with proxy.client() as client:
+        answer = client.post(path, json=body)
+        assert answer.status_code == 200, answer.text
+        assert [attempt.api_key for attempt in provider.attempts] == [old, new]
+        assert client.post(path, json=body).status_code == 200
+    assert [attempt.api_key for attempt in provider.attempts] == [old, new, new]
+
+
+def test_the_deployment_is_not_cooled_down_and_no_fallback_is_taken(
+    proxy: ProxyProcess, provider: FakeProvider, vault: Vault
+) -> None:
+    old = vault._values["OPENAI"]
+    vault.put(OPENAI=f"{old}-next")
+    provider.script(api_key=old, status=401)
+    with proxy.client() as client:
+        answers = [client.post("/v1/chat/completions", json={"model": "smart", **CHAT}) for _ in range(4)]
+    assert {answer.headers["x-orchestration-model"] for answer in answers} == {"small"}
+    assert {attempt.model for attempt in provider.attempts} == {"small"}
+
+
+def test_a_bad_new_key_gives_way_to_the_one_before(proxy: ProxyProcess, provider: FakeProvider, vault: Vault) -> None:
+    good = vault._values["OPENAI"]
+    with proxy.client() as client:
+        assert client.post("/v1/chat/completions", json={"model": "small", **CHAT}).status_code == 200
+        vault.put(OPENAI="sk-mistyped")
+        provider.script(api_key="sk-mistyped", status=401)
+        provider.script(api_key=good, statuses=(401, 200))  # so that the proxy comes to ask for the new one
+        answers = [client.post("/v1/chat/completions", json={"model": "small", **CHAT}) for _ in range(3)]
+    assert [answer.status_code for answer in answers[1:]] == [200, 200]
+    assert provider.attempts[-1].api_key == good
+    assert "secret reverted: env://OPENAI" in proxy.log_text()
+    vault.put(OPENAI=f"{good}-mended")
+    provider.reset()
+    provider.script(api_key=good, status=401)
+    with proxy.client() as client:
+        assert client.post("/v1/chat/completions", json={"model": "small", **CHAT}).status_code == 200
+
+
+def test_a_key_that_is_simply_wrong_is_the_clients_401_after_one_attempt_each(
+    proxy: ProxyProcess, provider: FakeProvider
+) -> None:
+    provider.script(model="embed", status=401)
+    with proxy.client() as client:
+        answer = client.post("/v1/embeddings", json={"model": "embed", "input": "x"})
+    assert answer.status_code == 401
+    assert len(provider.attempts) <= 2
+
+
+async def test_rotation_under_load_fails_no_request(proxy: ProxyProcess, provider: FakeProvider, vault: Vault) -> None:
+    old = vault._values["OPENAI"]
+    statuses: list[int] = []
+    stop = asyncio.Event()
+
+    async def ask(client: httpx.AsyncClient) -> None:
+        while not stop.is_set():
+            answer = await client.post("/v1/chat/completions", json={"model": "small", **CHAT})
+            statuses.append(answer.status_code)
+
+    async with proxy.async_client() as client, asyncio.TaskGroup() as tasks:
+        for _ in range(64):
+            tasks.create_task(ask(client))
+        await eventually(lambda: len(statuses) >= 100, within=30)
+        vault.put(OPENAI=f"{old}-under-load")
+        provider.script(api_key=old, status=401)
+        rotated = len(statuses)
+        await eventually(lambda: len(statuses) >= rotated + 300, within=60)
+        stop.set()
+    assert set(statuses) == {200}
+    assert any(attempt.api_key.endswith("-under-load") for attempt in provider.attempts)
+
+
+def test_litellm_keeps_a_placeholder_and_no_key(proxy: ProxyProcess, vault: Vault) -> None:
+    with proxy.client() as client:
+        info = client.get("/model/info").text
+    assert not [value for value in vault._values.values() if value in info]
+    assert not [value for value in vault._values.values() if value in proxy.log_text()]
+    assert json.loads(info)["data"]
+
+
+def test_a_secret_that_is_not_there_makes_its_model_unavailable_until_it_is(
+    shared_provider: FakeProvider, tmp_path: Path
+) -> None:
+    vault = Vault(tmp_path)
+    vault.put(ANTHROPIC="sk-anthropic-1")
+    with proxy_with(shared_provider, vault, tmp_path) as proxy, proxy.client() as client:
+        assert "env://OPENAI has no value" in proxy.log_text()
+        assert "model_list[0].litellm_params.api_key" in proxy.log_text()
+        fallback = client.post("/v1/chat/completions", json={"model": "smart", **CHAT})
+        assert (fallback.status_code, fallback.headers["x-orchestration-model"]) == (200, "other")
+        alone = client.post("/v1/chat/completions", json={"model": "small", **CHAT})
+        assert alone.status_code in (429, 503), alone.text
+        vault.put(OPENAI="sk-openai-late")
+
+        def served() -> bool:
+            return client.post("/v1/chat/completions", json={"model": "small", **CHAT}).status_code == 200
+
+        eventually_sync(served, within=30)
+
+
+def test_production_does_not_start_without_its_secrets(shared_provider: FakeProvider, tmp_path: Path) -> None:
+    vault = Vault(tmp_path)
+    vault.put(ANTHROPIC="sk-anthropic-1")
+    proxy = proxy_with(shared_provider, vault, tmp_path)
+    text = proxy.config.read_text().replace(
+        "master_key: os.environ/LITELLM_MASTER_KEY", "master_key: os.environ/env://NOT_THERE"
+    )
+    proxy.config.write_text(text)
+    with pytest.raises(RuntimeError):
+        proxy.start()
+    assert "general_settings.master_key: os.environ/env://NOT_THERE has no value" in proxy.log_text()
+    proxy.close()
