@@ -17,9 +17,10 @@ from core.errors import ConfigError, StoreError, StoreLocked
 from core.journal import Journal
 from core.ledger import Ledger
 from core.model_list import ModelListChange, by_id, compare, group_names
-from core.settings import Finding, InvalidConfig, Loaded, Settings, cross_check, load, store_url
+from core.settings import Finding, InvalidConfig, Loaded, Settings, cross_check, load, shared_state_url, store_url
 from core.settings.reference import SecretReference, is_vault_reference
 from core.snapshot import Snapshot, take_snapshot
+from core.state.signals import Handler, Signals
 from core.store import Instance, Store, StoreLock, acquire_single_writer_lock, open_store
 from litellm_orchestration._version import __version__
 
@@ -68,6 +69,9 @@ class Runtime:
         self.store: Store | None = None
         self.store_error: str | None = None
         self.ledger: Ledger | None = None
+        self.signals: Signals | None = None
+        """To and from the other instances, where there is a Redis."""
+        self._signal_handlers: dict[str, Handler] = {}
         self._proxy = proxy
         self._environ = environ
         self._clock = clock
@@ -86,6 +90,10 @@ class Runtime:
     def bounds_spending(self) -> bool:
         return self.snapshot.bounds_spending
 
+    def on_signal(self, kind: str, handler: Handler) -> None:
+        """Have `handler` follow the signals of other instances; to be said before `run`."""
+        self._signal_handlers[kind] = handler
+
     async def run(self) -> None:
         """Start, follow the configuration file until cancelled, stop. Raises what prevents the start."""
         try:
@@ -100,7 +108,10 @@ class Runtime:
             await self._stop()
 
     async def _start(self) -> None:
-        self.store = open_store(store_url(self.settings, self._environ))
+        self.store = open_store(store_url(self.settings, self._environ, self._proxy.secret))
+        shared = shared_state_url(self.settings, self._environ, self._proxy.secret)
+        if shared is not None:
+            self.signals = Signals(shared, self.instance)
         self.ledger = Ledger(self.journal, self.store.usage, clock=self._clock)
         await self._open_store()
         self.ledger.start()
@@ -145,6 +156,10 @@ class Runtime:
     async def _follow(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._keep_promises())
+            if self.signals is not None:
+                for kind, handler in self._signal_handlers.items():
+                    self.signals.on(kind, handler)
+                tasks.create_task(self.signals.run())
             if self.config is not None:
                 tasks.create_task(self._watch(self.config))
 

@@ -305,6 +305,11 @@ async def identify(request: Request) -> Any:
     )
 
 
+def may_change(auth: Any) -> bool:
+    """Whether an identity may change the proxy's administration."""
+    return auth.user_role == _ADMIN
+
+
 def may_read(auth: Any) -> bool:
     """Whether an identity may see the proxy's administration."""
     return auth.user_role in (_ADMIN, _VIEWER)

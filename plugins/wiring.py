@@ -11,6 +11,7 @@ from core.errors import ConfigError, OrchestrationError
 from core.runtime import Runtime
 from plugins import compat
 from plugins.admin.routes import admin_router
+from plugins.admin.secrets import REFRESH, refresh_as_told
 from plugins.draining import Draining
 from plugins.edge import Edge
 from plugins.hooks import Orchestration
@@ -42,6 +43,7 @@ class Wiring:
         compat.mount(draining.router())
         draining.follow_signals()
         loop = asyncio.get_running_loop()
+        self.runtime.on_signal(REFRESH, refresh_as_told)
         compat.secrets().listen(lambda event: self._hear(loop, event))
         self.task = asyncio.get_running_loop().create_task(self._live(), name="orchestration")
 

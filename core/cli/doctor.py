@@ -239,11 +239,12 @@ def _keys(document: Data) -> Iterator[Finding]:
 
 def _services(config: Path) -> Iterator[Finding]:
     """The journal and the store that this config and the environment name."""
+    from core.cli.vault import values_of
     from core.settings import load, store_url
 
     try:
         settings = load(config).settings
-        url = store_url(settings, os.environ)
+        url = store_url(settings, os.environ, values_of(settings))
     except ConfigError as error:
         yield Finding("error", str(error), f"llm-orchestration check {config}")
         return

@@ -9,7 +9,7 @@ from typing import Any, cast
 from core.errors import ConfigError
 from core.settings.finding import Finding, Loc
 from core.settings.models import Settings
-from core.settings.reference import is_reference, resolve_environ
+from core.settings.reference import is_reference, is_vault_reference, resolve_environ
 from core.settings.urls import checked_redis_url, checked_store_url
 
 
@@ -88,20 +88,32 @@ def overridden(
     return merged, variables, findings
 
 
-def store_url(settings: Settings, environ: Mapping[str, str]) -> str:
-    """The store's SQLAlchemy URL with its reference resolved. Raises ConfigError; the message never holds the URL."""
-    return _checked(settings.store.url, environ, checked_store_url, "orchestration.store.url")
+Vault = Callable[[str], str | None]
+"""The value behind a reference to a vault, None where there is none."""
 
 
-def shared_state_url(settings: Settings, environ: Mapping[str, str]) -> str | None:
+def store_url(settings: Settings, environ: Mapping[str, str], vault: Vault | None = None) -> str:
+    """The store's SQLAlchemy URL with its reference resolved, by `vault` where it needs one.
+
+    Raises ConfigError; the message never holds the URL.
+    """
+    return _checked(settings.store.url, environ, vault, checked_store_url, "orchestration.store.url")
+
+
+def shared_state_url(settings: Settings, environ: Mapping[str, str], vault: Vault | None = None) -> str | None:
     """Redis's URL with its reference resolved, or None for memory. Raises ConfigError as `store_url` does."""
     url = settings.shared_state.url
-    return None if url is None else _checked(url, environ, checked_redis_url, "orchestration.shared_state.url")
+    return None if url is None else _checked(url, environ, vault, checked_redis_url, "orchestration.shared_state.url")
 
 
-def _checked(url: str, environ: Mapping[str, str], check: Callable[[str], str], path: str) -> str:
+def _checked(url: str, environ: Mapping[str, str], vault: Vault | None, check: Callable[[str], str], path: str) -> str:
     try:
-        resolved = resolve_environ(url, environ)
+        if vault is not None and is_vault_reference(url):
+            resolved = vault(url)
+            if not resolved:
+                raise ConfigError("the secret has no value")
+        else:
+            resolved = resolve_environ(url, environ)
         # A reference to a reference would only be found out when connecting.
         if is_reference(resolved):
             raise ConfigError("the environment variable holds another reference")

@@ -9,7 +9,7 @@ from core.errors import ConfigError
 from core.settings.environment import shared_state_url, store_url
 from core.settings.finding import Finding, Loc
 from core.settings.models import Environment, SecretProvider, Settings
-from core.settings.reference import is_reference, resolve_environ
+from core.settings.reference import is_reference, is_vault_reference, resolve_environ
 from core.settings.source import SECTION
 from core.settings.urls import travels_in_the_clear
 
@@ -95,7 +95,12 @@ def _secrets(settings: Settings, document: Mapping[str, Any], environ: Mapping[s
 
 def _unset(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding]:
     """References of plain settings that stand for nothing here; they may on the machine that serves."""
-    for loc, resolve in ((("store", "url"), store_url), (("shared_state", "url"), shared_state_url)):
+    for loc, url, resolve in (
+        (("store", "url"), settings.store.url, store_url),
+        (("shared_state", "url"), settings.shared_state.url, shared_state_url),
+    ):
+        if is_vault_reference(url):
+            continue  # nothing here asks a vault
         try:
             resolve(settings, environ)
         except ConfigError as error:

@@ -29,7 +29,7 @@ _TLS = {"require", "verify-ca", "verify-full", "true"}
 def checked_store_url(url: str) -> str:
     """The URL as SQLAlchemy's async drivers want it; a reference stays as it is. ValueError when neither fits."""
     if is_reference(url):
-        return _plain_reference(url)
+        return checked_reference(url)
     try:
         parts = urlsplit(url)
         _ = parts.port
@@ -47,7 +47,7 @@ def checked_store_url(url: str) -> str:
 def checked_redis_url(url: str) -> str:
     """The URL itself, or a reference. ValueError when it is not Redis's."""
     if is_reference(url):
-        return _plain_reference(url)
+        return checked_reference(url)
     try:
         parts = urlsplit(url)
         _ = parts.port
@@ -74,13 +74,6 @@ def travels_in_the_clear(url: str) -> bool:
     if parts.scheme in {"redis", "http"}:
         return True
     return parts.scheme.startswith("postgres") and query.get("ssl", query.get("sslmode")) not in _TLS
-
-
-def _plain_reference(url: str) -> str:
-    checked_reference(url)
-    if "://" in url and "os.environ/env://" not in url:
-        raise ValueError("can only refer to an environment variable: os.environ/NAME")
-    return url
 
 
 def _asyncpg_query(query: str) -> str:

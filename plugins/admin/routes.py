@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 from core.errors import RequestRefused, StoreError, StoreUnavailable
 from core.runtime import Runtime
 from plugins import compat
-from plugins.admin import reports
+from plugins.admin import reports, secrets
 from plugins.admin.status import status
 
 
@@ -21,7 +21,18 @@ async def reader(request: Request) -> Any:
     return auth
 
 
+async def changer(request: Request) -> Any:
+    """A proxy administrator."""
+    auth = await compat.identify(request)
+    if not compat.may_change(auth):
+        raise compat.forbidden(
+            "Only the proxy's administrators may do this; an administrator who may only look cannot."
+        )
+    return auth
+
+
 Reader = Annotated[Any, Depends(reader)]
+Changer = Annotated[Any, Depends(changer)]
 
 
 def admin_router(runtime: Runtime) -> APIRouter:
@@ -34,6 +45,14 @@ def admin_router(runtime: Runtime) -> APIRouter:
     @router.get("/reports/usage", summary="Who used what, and what it cost")
     async def get_usage(_: Reader, request: Request) -> JSONResponse:
         return await _answer(reports.usage(runtime, dict(request.query_params)))
+
+    @router.get("/secrets", summary="Which secrets are used by whom, and how they are; never a value")
+    async def get_secrets(_: Reader) -> JSONResponse:
+        return await _answer(secrets.listed())
+
+    @router.post("/secrets/refresh", summary="Have secrets read again, here and on every other instance")
+    async def refresh_secrets(auth: Changer, request: Request) -> JSONResponse:
+        return await _answer(secrets.refresh(runtime, auth, await request.body()))
 
     return router
 

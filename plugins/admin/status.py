@@ -4,6 +4,7 @@ from typing import Any
 
 from core.runtime import Runtime
 from litellm_orchestration._version import __version__
+from plugins.admin import secrets
 
 
 async def status(runtime: Runtime) -> dict[str, Any]:
@@ -24,7 +25,11 @@ async def status(runtime: Runtime) -> dict[str, Any]:
             "price_version": runtime.price_version,
         },
         "store": await runtime.store_status(),
-        "shared_state": {"kind": "memory" if snapshot.settings.shared_state.url is None else "redis"},
+        "shared_state": {
+            "kind": "memory" if runtime.signals is None else "redis",
+            "connected": runtime.signals is None or runtime.signals.connected,
+        },
+        "secrets": secrets.summary(),
         "workers": await runtime.workers(),
         "journal": runtime.journal_status(),
     }

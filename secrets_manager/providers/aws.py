@@ -48,6 +48,8 @@ class AwsSecretsManager:
             failure = SecretUnavailable(f"{what}: {error}", error.reason, retry_after=error.retry_after)
         except Exception as error:
             failure = explained(error, what, self._login.endpoint(region))
+            if failure.reason is Reason.UNAUTHENTICATED:
+                self._login.doubt()
         # Out here nothing hangs on it: what botocore raised, or what was raised over it, may quote an answer.
         raise failure
 

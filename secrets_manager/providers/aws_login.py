@@ -43,6 +43,7 @@ class AwsLogin:
         self._lock = threading.Lock()
         self._clients: dict[tuple[str, str], Client] = {}
         self._failed: tuple[float, SecretUnavailable] | None = None
+        self._doubted = float("-inf")
         self._source: Any = None  # botocore's session of the SDK's own chain
         self._session: Any = None  # the one that clients are made from
         values = {
@@ -84,6 +85,14 @@ class AwsLogin:
     def endpoint(self, region: str) -> str:
         """Where secrets of a region are asked for, for people."""
         return self._endpoint("secretsmanager", region) or f"Secrets Manager in {region}"
+
+    def doubt(self) -> None:
+        """AWS does not accept our credentials: look for others, such as newer ones in the SDK's files, at the next
+        call. Does so once in a few seconds."""
+        with self._lock:
+            if self._clock() >= self._doubted + _LOOK_AGAIN:
+                self._doubted = self._clock()
+                self._session, self._clients = None, {}  # not closed: other threads may be using them
 
     def close(self) -> None:
         """Close the connections of every client."""

@@ -29,6 +29,8 @@ from secrets_manager.value import MASK, MaskedText
 
 _RENEW_BEFORE_END = 300.0
 """Seconds before its end from which a token is replaced: the Azure SDK's own margin."""
+_TRY_AGAIN_AFTER = 30.0
+"""Seconds after a log-in that failed for which a token near its end is used without another try."""
 
 _WORKLOAD_VARIABLES = {"tenant_id": "AZURE_TENANT_ID", "client_id": "AZURE_CLIENT_ID"}
 _TOKEN_FILE = "AZURE_FEDERATED_TOKEN_FILE"  # noqa: S105 - a variable's name
@@ -131,26 +133,29 @@ class EntraCredential:
         raise failure
 
     def get_token_info(self, *scopes: str, options: TokenRequestOptions | None = None) -> AccessTokenInfo:
-        """A token, from memory where it is good for a while yet."""
+        """A token: from memory where it is good for a while yet, or where no other can be had and it is still valid."""
         asked_at = time.monotonic()
         asked: TokenRequestOptions = options or {}
         key = (*scopes, asked.get("tenant_id"))
         with self._lock:
             token = self._tokens.get(key)
+            good = token is not None and _lasts(token, _RENEW_BEFORE_END)
             # A thread's client that asks for what it was given has had it refused. Claims are what the vault missed.
-            refused = token is not None and token is getattr(self._given, "token", None)
-            if token is not None and not refused and not asked.get("claims") and _good_for_a_while(token):
-                self._given.token = token
-                return token
+            refused = good and token is getattr(self._given, "token", None)
+            usable = token is not None and _lasts(token, 0) and not refused and not asked.get("claims")
+            if token is not None and usable and (good or time.monotonic() < self._failed_at + _TRY_AGAIN_AFTER):
+                return self._give(token)
             if self._failure is not None and self._failed_at > asked_at:
                 failure = self._failure  # somebody else's try ended while this one waited for it
             else:
                 given = self._log_in(scopes, asked, anew=refused)
                 if isinstance(given, AccessTokenInfo):
-                    self._tokens[key] = self._given.token = given
-                    return given
-                self._failure, self._failed_at = given, time.monotonic()
-                failure = given
+                    self._tokens[key] = given
+                    return self._give(given)
+                failure = self._failure = given
+                self._failed_at = time.monotonic()
+            if token is not None and usable:
+                return self._give(token)
         raise Refusal(failure.what, failure.do, failure.reason, retry_after=failure.retry_after)
 
     def get_token(self, *scopes: str, claims: str | None = None, tenant_id: str | None = None, **_: Any) -> AccessToken:
@@ -165,6 +170,10 @@ class EntraCredential:
 
     def close(self) -> None:
         self._credential.close()
+
+    def _give(self, token: AccessTokenInfo) -> AccessTokenInfo:
+        self._given.token = token
+        return token
 
     def _log_in(self, scopes: tuple[str, ...], asked: TokenRequestOptions, *, anew: bool) -> AccessTokenInfo | Refusal:
         self._transport.trouble = None
@@ -207,9 +216,9 @@ class EntraCredential:
         return Refusal(message, do, Reason.UNAUTHENTICATED)
 
 
-def _good_for_a_while(token: AccessTokenInfo) -> bool:
-    now = time.time()
-    return token.expires_on - now > _RENEW_BEFORE_END and (token.refresh_on is None or token.refresh_on > now)
+def _lasts(token: AccessTokenInfo, seconds: float) -> bool:
+    """Whether it is valid for longer than that."""
+    return token.expires_on - time.time() > seconds
 
 
 def _credential(

@@ -71,15 +71,15 @@ class Mounts:
         if (known := self._known(path)) is not None:
             return known
         first = path.partition("/")[0]
-        if first in self._asked:
-            return self._told(path)
-        with self._locks.setdefault(first, threading.Lock()):
-            if (known := self._known(path)) is not None:
-                return known
-            try:
-                return self._told(path)
-            finally:
-                self._asked.add(first)
+        if first not in self._asked:
+            with self._locks.setdefault(first, threading.Lock()):
+                if first not in self._asked:
+                    try:
+                        return self._told(path)
+                    finally:
+                        self._asked.add(first)
+        # Also for those that have waited for an answer that did not come: they do not ask one after the other.
+        return self._known(path) or self._told(path)
 
     def guesses(self, identifier: str) -> Iterator[Place]:
         """Where it may be, when Vault does not say: in the default mount if it starts so, else in the first segment."""

@@ -142,16 +142,60 @@ def test_a_bad_new_key_gives_way_to_the_one_before(proxy: ProxyProcess, provider
         assert client.post("/v1/chat/completions", json={"model": "small", **CHAT}).status_code == 200
         vault.put(OPENAI="sk-mistyped")
         provider.script(api_key="sk-mistyped", status=401)
-        provider.script(api_key=good, statuses=(401, 200))  # so that the proxy comes to ask for the new one
+        assert client.post("/orchestration/secrets/refresh").json()["refreshed"]["env://OPENAI"] is None
         answers = [client.post("/v1/chat/completions", json={"model": "small", **CHAT}) for _ in range(3)]
-    assert [answer.status_code for answer in answers[1:]] == [200, 200]
-    assert provider.attempts[-1].api_key == good
-    assert "secret reverted: env://OPENAI" in proxy.log_text()
-    vault.put(OPENAI=f"{good}-mended")
-    provider.reset()
-    provider.script(api_key=good, status=401)
-    with proxy.client() as client:
+        assert [answer.status_code for answer in answers] == [200, 200, 200]
+        assert [attempt.api_key for attempt in provider.attempts[1:]] == ["sk-mistyped", good, good, good]
+        (entry,) = [one for one in listed(client) if one["reference"] == "env://OPENAI"]
+        assert entry["state"] == "reverted"
+        vault.put(OPENAI=f"{good}-mended")
+        assert client.post("/orchestration/secrets/refresh", json={"references": ["env://OPENAI"]}).status_code == 200
         assert client.post("/v1/chat/completions", json={"model": "small", **CHAT}).status_code == 200
+    assert provider.attempts[-1].api_key == f"{good}-mended"
+    assert "secret reverted: env://OPENAI" in proxy.log_text()
+
+
+def listed(client: httpx.Client) -> list[dict[str, Any]]:
+    answer = client.get("/orchestration/secrets")
+    assert answer.status_code == 200, answer.text
+    return answer.json()["secrets"]
+
+
+def test_administrators_see_every_reference_and_no_value(proxy: ProxyProcess, vault: Vault) -> None:
+    with proxy.client() as client:
+        entries = {entry["reference"]: entry for entry in listed(client)}
+        text = json.dumps(entries)
+    assert entries.keys() == {"env://OPENAI", "env://ANTHROPIC"}
+    assert entries["env://OPENAI"]["models"] == ["small", "embed"]
+    assert entries["env://OPENAI"]["places"][0] == "model_list[0].litellm_params.api_key"
+    assert entries["env://ANTHROPIC"]["state"] == "fresh"
+    assert not [value for value in vault._values.values() if value in text]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"{", "must be JSON"),
+        (b'{"references": "env://OPENAI"}', "must be a list"),
+        (b'{"references": ["env://UNKNOWN"]}', "env://UNKNOWN is not in use"),
+        (b'{"references": ["azur://x"]}', "did you mean 'azure://'"),
+        (b'{"references": ["azure://sk-a_secret_in_the_wrong_place"]}', "letters, digits and hyphens"),
+    ],
+)
+def test_a_refresh_that_cannot_be_understood_is_refused(body: bytes, message: str, proxy: ProxyProcess) -> None:
+    with proxy.client() as client:
+        answer = client.post("/orchestration/secrets/refresh", content=body)
+    assert answer.status_code == 400
+    assert message in answer.json()["error"]["message"]
+    assert "wrong_place" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "secrets"), ("POST", "secrets/refresh"), ("GET", "secrets/audit")]
+)
+def test_nobody_else_may_see_or_refresh(method: str, path: str, proxy: ProxyProcess) -> None:
+    with proxy.client("sk-nobody") as client:
+        assert client.request(method, f"/orchestration/{path}").status_code in (400, 401, 403)
 
 
 def test_a_key_that_is_simply_wrong_is_the_clients_401_after_one_attempt_each(

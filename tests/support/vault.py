@@ -33,7 +33,8 @@ class VaultDouble:
     """A Vault on a free port of 127.0.0.1. Everything is in the root namespace unless `namespace` is given.
 
     `tls` is a folder in which the files of a CA of its own are made: `ca_file`. `calls` counts requests by method and
-    path without `/v1/`; `seen` holds what was asked, in order, with the namespace; `header_names` what came with it.
+    path without `/v1/`; `seen` holds what was asked, in order, with the namespace; `header_names` what came with it;
+    `connections` counts those that were made.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class VaultDouble:
         self.calls: Counter[str] = Counter()
         self.seen: list[tuple[str, str, str]] = []
         self.header_names: set[str] = set()
+        self.connections = 0
         self.mode = "active"
         """active | standby | performance_standby | dr_secondary | redirecting | sealed | uninitialised | silent."""
         self.redirect_to = ""
@@ -228,6 +230,7 @@ class VaultDouble:
             connection = self._context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
         with self._lock:
             self._open.add(connection)
+            self.connections += 1
         return connection
 
     def dropped(self, connection: socket.socket) -> None:

@@ -132,6 +132,21 @@ def test_a_role_is_asked_for_again_soon_after_sts_was_away_but_not_by_everybody_
         assert len(scripted.requests) == asked
 
 
+def test_credentials_that_are_renewed_in_the_file_are_found_without_a_restart(
+    scripted: ScriptedAws, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, clock: Clock
+) -> None:
+    sign_out(monkeypatch)
+    keys = "[default]\naws_access_key_id = {}\naws_secret_access_key = secret\n"
+    (tmp_path / "credentials").write_text(keys.format("OLDKEY"))
+    provider = AwsSecretsManager(AwsSecrets(region=REGION, endpoint_url=scripted.url), os.environ, clock=clock)
+    scripted.refuse("ExpiredTokenException")
+    assert refusal(provider).reason is Reason.UNAUTHENTICATED
+    (tmp_path / "credentials").write_text(keys.format("NEWKEY"))
+    scripted.answer(200, SECRET)
+    assert text(provider) == MARK
+    assert ["OLDKEY" in asked["authorization"] for asked in scripted.requests] == [True, False]
+
+
 def test_a_profile_that_does_not_exist_is_a_wrong_setting() -> None:
     with pytest.raises(SecretUnavailable, match=r"secrets\.providers\.aws\.profile") as raised:
         manager("http://127.0.0.1:1", profile="nobody", region=None)

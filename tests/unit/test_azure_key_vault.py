@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import sys
 import threading
 import time
@@ -22,7 +23,7 @@ from pydantic import ValidationError
 
 from core.settings.models.secrets import AzureSecrets, SecretCache
 from core.settings.reference import SecretReference
-from secrets_manager.provider import Check, Fetched, Reason, SecretProvider, SecretUnavailable
+from secrets_manager.provider import Check, Fetched, Lease, Reason, SecretProvider, SecretUnavailable
 from secrets_manager.providers.azure import AzureKeyVault
 from secrets_manager.resolver import Resolver
 from tests.support.azure_entra import TENANT, Application
@@ -35,8 +36,6 @@ VALUE = "sk-marked-4f1c9a"
 @pytest.fixture
 def vault(monkeypatch: pytest.MonkeyPatch) -> Iterator[AzureKeyVaultDouble]:
     """A vault with one secret, `openai`; nothing of the machine's own Azure set-up is seen."""
-    import os
-
     for name in list(os.environ):
         if name.startswith(("AZURE_", "IDENTITY_", "MSI_", "IMDS_", "HTTPS_PROXY", "https_proxy")):
             monkeypatch.delenv(name)
@@ -159,6 +158,14 @@ def test_variables_that_are_not_set_are_named(vault: AzureKeyVaultDouble) -> Non
     assert error.reason is Reason.MISCONFIGURED
     assert "auth.client_secret: the environment variable TEAM_VAULT_SECRET is not set" in str(error)
     assert "vault_url" in str(failure(lambda: AzureKeyVault(AzureSecrets(vault_url="os.environ/URL"), {})))
+
+
+def test_a_tenant_that_cannot_be_one_is_refused_and_not_repeated(vault: AzureKeyVaultDouble) -> None:
+    auth = {**vault.settings()["auth"], "tenant_id": "os.environ/TENANT"}
+    error = failure(lambda: reader(vault, auth, {**vault.environ, "TENANT": f"{VALUE}!"}))
+    assert error.reason is Reason.MISCONFIGURED
+    assert "secrets.providers.azure.auth" in str(error)
+    assert VALUE not in str(error)
 
 
 def test_a_ca_bundle_that_is_not_there_is_named(vault: AzureKeyVaultDouble) -> None:
@@ -374,8 +381,6 @@ def test_no_token_goes_to_a_host_that_asks_for_one_of_another_domain(vault: Azur
 
 
 def test_there_is_nothing_to_renew(vault: AzureKeyVaultDouble) -> None:
-    from secrets_manager.provider import Lease
-
     assert failure(lambda: reader(vault).renew(Lease("id", 1, True))).reason is Reason.MISCONFIGURED
 
 
@@ -495,6 +500,16 @@ def test_many_threads_replace_a_refused_token_once(vault: AzureKeyVaultDouble) -
         vault.entra.tokens.clear()
         assert list(threads.map(read, range(8))) == [VALUE] * 8
     assert len(vault.entra.log_ins) == 2
+
+
+def test_a_token_near_its_end_is_used_while_the_log_in_is_away(vault: AzureKeyVaultDouble) -> None:
+    vault.entra.lifetime = 299
+    provider = reader(vault)
+    fetched(provider)
+    vault.entra.trouble = (503, {}, {})
+    asked = vault.entra.asked
+    assert [fetched(provider) for _ in range(5)] == [VALUE] * 5
+    assert vault.entra.asked == asked + 1
 
 
 def test_a_vault_that_takes_no_token_of_ours_says_its_code(vault: AzureKeyVaultDouble) -> None:

@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import socket
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -450,22 +451,29 @@ def test_a_token_that_comes_to_its_maximum_is_replaced_before_it_ends(
 ) -> None:
     role = vault.approle("reader", ttl=300, max_ttl=600)
     provider = made(auth=APPROLE, ROLE=role.role_id, SECRET=role.secret_ids.copy().pop())
-    for _ in range(40):
+    for _ in range(200):
         provider.fetch("secret/llm/openai", LATEST)
-        clock.advance(50)
+        assert max(token.expires for token in vault.namespace("").tokens.values()) - clock() >= 60
+        clock.advance(10)
     assert 3 <= vault.calls["POST auth/approle/login"] <= 5
     assert vault.calls["GET auth/token/lookup-self"] == 0, "no read has met a token that had ended"
 
 
 def test_a_renewal_that_fails_does_not_stop_reading(vault: VaultDouble, made: Made, clock: Clock) -> None:
-    provider = made(VAULT_TOKEN=vault.token("reader", ttl=300))
-    provider.fetch("secret/llm/openai", LATEST)
+    role = vault.approle("reader", ttl=300)
+    by_role = made(auth=APPROLE, ROLE=role.role_id, SECRET=role.secret_ids.copy().pop())
+    by_token = made(VAULT_TOKEN=vault.token("reader", ttl=300))
+    for provider in (by_role, by_token):
+        provider.fetch("secret/llm/openai", LATEST)
     clock.advance(210)
-    vault.answer_next("auth/token/renew-self", 500)
-    assert provider.fetch("secret/llm/openai", LATEST).version == "1"
+    vault.answer_next("auth/token/renew-self", 500, times=2)
+    for provider in (by_role, by_token):
+        assert provider.fetch("secret/llm/openai", LATEST).version == "1"
     clock.advance(40)
-    provider.fetch("secret/llm/openai", LATEST)
-    assert vault.calls["POST auth/token/renew-self"] == 2
+    for provider in (by_role, by_token):
+        provider.fetch("secret/llm/openai", LATEST)
+    assert vault.calls["POST auth/token/renew-self"] == 4
+    assert vault.calls["POST auth/approle/login"] == 1
 
 
 @pytest.mark.parametrize("terse", [False, True])
@@ -568,30 +576,77 @@ def test_a_log_in_that_wants_a_second_factor_is_unauthenticated(vault: VaultDoub
     assert "MFA" in str(refused(provider, "secret/llm/openai"))
 
 
-def test_many_threads_share_one_log_in_and_one_question_about_the_mount(vault: VaultDouble, made: Made) -> None:
-    role = vault.approle("reader")
-    provider = made(auth=APPROLE, ROLE=role.role_id, SECRET=role.secret_ids.copy().pop())
+def log_in_by_threads(vault: VaultDouble, provider: HashicorpVault, work: Callable[[], Any], threads: int) -> list[Any]:
+    """What `work` gives in threads that all want the first log-in; Vault answers when each of them waits for it."""
     vault.gate.clear()
-    with ThreadPoolExecutor(32) as pool:
-        reads = [pool.submit(provider.fetch, "secret/llm/openai", LATEST) for _ in range(64)]
-        eventually_sync(lambda: vault.calls["POST auth/approle/login"] == 1)
-        vault.gate.set()
-        assert {read.result().version for read in reads} == {"1"}
+    with ThreadPoolExecutor(threads) as pool:
+        done = [pool.submit(work) for _ in range(threads)]
+        try:
+            flights = provider._login._flights
+            eventually_sync(lambda: len(flights[None]._condition._waiters) == threads - 1, what="all threads wait")
+        finally:
+            vault.gate.set()
+        return [one.result() for one in done]
+
+
+def test_many_threads_share_one_log_in(vault: VaultDouble, made: Made) -> None:
+    role = vault.approle("reader")
+    words = {"ROLE": role.role_id, "SECRET": role.secret_ids.copy().pop(), "engines": {"secret": "kv2"}}
+    provider = made(auth=APPROLE, **words)
+    fetched = log_in_by_threads(vault, provider, lambda: provider.fetch("secret/llm/openai", LATEST), 32)
+    assert {one.version for one in fetched} == {"1"}
     assert vault.calls["POST auth/approle/login"] == 1
-    assert vault.calls["GET sys/internal/ui/mounts/secret/llm/openai"] == 1
-    assert vault.calls["GET secret/data/llm/openai"] == 64
+    assert vault.calls["GET secret/data/llm/openai"] == 32
 
 
 def test_threads_that_wait_for_a_log_in_share_its_failure(vault: VaultDouble, made: Made) -> None:
-    provider = made(auth=APPROLE, ROLE="r", SECRET="s")
-    vault.gate.clear()
-    with ThreadPoolExecutor(8) as pool:
-        reads = [pool.submit(refused, provider, "secret/llm/openai") for _ in range(8)]
-        eventually_sync(lambda: vault.calls["POST auth/approle/login"] == 1)
-        vault.gate.set()
-        errors = [read.result() for read in reads]
+    provider = made(auth=APPROLE, ROLE="r", SECRET="s", engines={"secret": "kv2"})
+    errors = log_in_by_threads(vault, provider, lambda: refused(provider, "secret/llm/openai"), 8)
     assert {error.reason for error in errors} == {Reason.UNAUTHENTICATED}
     assert len({id(error) for error in errors}) == 8
+    assert vault.calls["POST auth/approle/login"] == 1
+
+
+def test_many_threads_share_one_question_about_a_mount(vault: VaultDouble, made: Made) -> None:
+    provider = made(VAULT_TOKEN=vault.token("reader"))
+    vault.kv1("old/a", key="sk")
+    assert refused(provider, "old/a").reason is Reason.FORBIDDEN  # only to log in
+    vault.gate.clear()
+    started = threading.Barrier(17)
+
+    def fetch() -> str:
+        started.wait()
+        return provider.fetch("secret/llm/openai", LATEST).version
+
+    with ThreadPoolExecutor(16) as pool:
+        reads = [pool.submit(fetch) for _ in range(16)]
+        started.wait()
+        eventually_sync(lambda: vault.calls["GET sys/internal/ui/mounts/secret/llm/openai"] == 1)
+        vault.gate.set()
+        assert {read.result() for read in reads} == {"1"}
+    assert vault.calls["GET sys/internal/ui/mounts/secret/llm/openai"] == 1
+
+
+def test_threads_do_not_wait_one_after_the_other_for_a_vault_that_is_silent(vault: VaultDouble, made: Made) -> None:
+    provider = made(VAULT_TOKEN=vault.token("reader"), timeout=0.3)
+    vault.gate.clear()
+    with ThreadPoolExecutor(16) as pool:
+        errors = list(pool.map(lambda _: refused(provider, "secret/llm/openai"), range(16)))
+    assert {error.reason for error in errors} == {Reason.UNREACHABLE}
+    assert vault.calls["GET auth/token/lookup-self"] <= 4
+
+
+def test_connections_are_kept_for_as_many_threads_as_read(vault: VaultDouble, made: Made) -> None:
+    provider = made(VAULT_TOKEN=vault.token("reader"))
+    provider.fetch("secret/llm/openai", LATEST)
+    for round_ in (1, 2, 3):
+        vault.gate.clear()
+        with ThreadPoolExecutor(32) as pool:
+            reads = [pool.submit(provider.fetch, "secret/llm/openai", LATEST) for _ in range(32)]
+            eventually_sync(lambda r=round_: vault.calls["GET secret/data/llm/openai"] == 1 + 32 * r)
+            vault.gate.set()
+            assert {read.result().version for read in reads} == {"1"}
+    assert vault.connections == 32
 
 
 def test_a_renewal_that_fails_meanwhile_does_not_make_a_dead_token_look_forbidden(

@@ -116,10 +116,10 @@ class AzureSecrets(Section):
         Field(default=None, description="https://<name>.vault.azure.net/, or os.environ/NAME.")
     )
     auth: AzureAuth = Field(default_factory=AzureAuth, description="How to log in.")
-    connect_timeout: Annotated[Seconds, Field(gt=0)] = Field(
-        default=5, description="Seconds to wait for a connection to the vault or to the log-in host."
+    connect_timeout: Seconds = Field(
+        default=5, gt=0, description="Seconds for a connection to the vault or to the log-in host."
     )
-    read_timeout: Annotated[Seconds, Field(gt=0)] = Field(default=10, description="Seconds to wait for an answer.")
+    read_timeout: Seconds = Field(default=10, gt=0, description="Seconds for an answer.")
     ca_bundle: Text | None = Field(
         default=None, description="PEM file of the authorities to trust instead of the public ones."
     )

@@ -1,0 +1,1 @@
+"""What instances share from second to second."""
