@@ -19,8 +19,32 @@ import httpx
 import orjson
 
 from core.errors import OrchestrationError
+from core.settings.reference import LATEST, KeyVaultProvider, SecretReference
+
+__all__ = [
+    "Gateway",
+    "GatewayError",
+    "GatewayRequest",
+    "GatewayResponse",
+    "KeyVaultClientService",
+    "KeyVaultProvider",
+    "SecretReference",
+    "get_gateway",
+]
 
 _TIMEOUT = httpx.Timeout(600.0, connect=10.0)
+
+
+class KeyVaultClientService:
+    """Names of secrets for configurations and the admin API; values are for the proxy alone."""
+
+    @staticmethod
+    def create_secret_reference(
+        provider: str, secret_identifier: str, version: str = LATEST, field: str | None = None
+    ) -> SecretReference:
+        """A reference to a secret of `provider`: azure, aws, hashicorp, local. Raises MalformedReference, a ValueError,
+        for one that its vault cannot have."""
+        return SecretReference(provider, secret_identifier, version, field)
 
 
 class GatewayError(OrchestrationError):
