@@ -8,7 +8,7 @@ import socket
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -72,6 +72,7 @@ class Runtime:
         self.signals: Signals | None = None
         """To and from the other instances, where there is a Redis."""
         self._signal_handlers: dict[str, Handler] = {}
+        self._beside: list[Callable[[Store], Coroutine[None, None, None]]] = []
         self._proxy = proxy
         self._environ = environ
         self._clock = clock
@@ -89,6 +90,10 @@ class Runtime:
     @property
     def bounds_spending(self) -> bool:
         return self.snapshot.bounds_spending
+
+    def beside(self, work: Callable[[Store], Coroutine[None, None, None]]) -> None:
+        """Have `work` done with the store for as long as this runs, until it is cancelled; to be said before `run`."""
+        self._beside.append(work)
 
     def on_signal(self, kind: str, handler: Handler) -> None:
         """Have `handler` follow the signals of other instances; to be said before `run`."""
@@ -156,6 +161,9 @@ class Runtime:
     async def _follow(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._keep_promises())
+            assert self.store is not None
+            for work in self._beside:
+                tasks.create_task(work(self.store))
             if self.signals is not None:
                 for kind, handler in self._signal_handlers.items():
                     self.signals.on(kind, handler)

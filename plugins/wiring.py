@@ -18,6 +18,7 @@ from plugins.hooks import Orchestration
 from plugins.log import configure_logging
 from plugins.models import models_router
 from plugins.pricing import price_list_version
+from secrets_manager.audit import SecretAudit
 from secrets_manager.resolver import Happened, SecretEvent
 
 _LOG = logging.getLogger("orchestration")
@@ -44,6 +45,9 @@ class Wiring:
         draining.follow_signals()
         loop = asyncio.get_running_loop()
         self.runtime.on_signal(REFRESH, refresh_as_told)
+        self.audit = SecretAudit(self.runtime.instance, lambda: compat.secrets().states())
+        compat.secrets().listen(self.audit, from_the_start=True)
+        self.runtime.beside(self.audit.run)
         compat.secrets().listen(lambda event: self._hear(loop, event))
         self.task = asyncio.get_running_loop().create_task(self._live(), name="orchestration")
 

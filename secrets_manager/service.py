@@ -76,7 +76,9 @@ class SecretService:
         self._clock = clock
         self._background = background
         self._lock = threading.Lock()
-        self._listeners: list[Listener] = [_log]
+        self._early: list[SecretEvent] | None = []
+        """What has happened, until somebody listens who wants that too."""
+        self._listeners: list[Listener] = [_log, self._remember]
         self._in_force: _InForce | None = None
         self._providers: Any = None
         self._resolver: Resolver | None = None
@@ -270,12 +272,25 @@ class SecretService:
 
     # -- watching ------------------------------------------------------------------------------------------------
 
-    def listen(self, listener: Listener) -> None:
-        """Call `listener` with everything that happens to secrets from now on, on any thread."""
+    def listen(self, listener: Listener, *, from_the_start: bool = False) -> None:
+        """Call `listener` with everything that happens to secrets from now on, on any thread, and, for one listener,
+        with what has happened since the process began."""
         with self._lock:
             self._listeners.append(listener)
             if self._resolver is not None:
                 self._resolver.listen(listener)
+            early, self._early = (self._early, None) if from_the_start else ([], self._early)
+        for event in early or ():
+            listener(event)
+
+    def _remember(self, event: SecretEvent) -> None:
+        early = self._early
+        if early is not None and len(early) < _MOST_EARLY:
+            early.append(event)
+
+    def states(self) -> list[SecretState]:
+        """Every reference that is known, by name; none before `configure` and after `close`."""
+        return self._resolver.states() if self._resolver else []
 
     def statuses(self) -> list[ReferenceStatus]:
         """Every reference in use, by name."""
@@ -286,7 +301,7 @@ class SecretService:
                 tuple(dict.fromkeys(use.model for use in uses.get(state.reference, ()) if use.model)),
                 tuple(use.place for use in uses.get(state.reference, ())),
             )
-            for state in (self._resolver.states() if self._resolver else ())
+            for state in self.states()
         ]
 
     def diagnose(self, settings: Settings, document: Mapping[str, Any]) -> Iterable[tuple[str, Check]]:
@@ -314,6 +329,7 @@ class SecretService:
             _close(resolver, providers)
 
 
+_MOST_EARLY = 10_000
 _REFERENCES: dict[str, SecretReference] = {}
 _MOST_REFERENCES = 10_000
 

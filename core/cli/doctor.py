@@ -5,6 +5,7 @@ It looks from outside: LiteLLM is never imported (that takes seconds), only aske
 
 import asyncio
 import getpass
+import importlib
 import importlib.metadata
 import importlib.util
 import json
@@ -51,16 +52,18 @@ class Finding:
 
 
 @click.command("doctor")
-@click.argument("config", type=click.Path(path_type=Path, exists=True, dir_okay=False), required=False)
+@click.argument("words", nargs=-1, metavar="[secrets] [CONFIG]")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
-def command(config: Path | None, as_json: bool) -> None:
+def command(words: tuple[str, ...], as_json: bool) -> None:
     """Look for problems of this installation and of CONFIG (config.yaml in this folder, if there is one).
+
+    With `secrets`: is each vault that CONFIG uses reachable, does the log-in work, which permission is missing?
 
     Exits with 1 if something is an error; warnings alone are 0.
     """
-    if config is None and Path("config.yaml").is_file():
-        config = Path("config.yaml")
-    findings = list(examine(config))
+    secrets = words[:1] == ("secrets",)
+    config = _named(words[1:] if secrets else words)
+    findings = list(_vaults(config) if secrets else examine(config))
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
@@ -70,6 +73,26 @@ def command(config: Path | None, as_json: bool) -> None:
             if finding.do:
                 click.echo(f"{'':8}-> {finding.do}")
     raise SystemExit(any(finding.level == "error" for finding in findings))
+
+
+def _named(words: tuple[str, ...]) -> Path | None:
+    """The config that is named, else config.yaml if it is here."""
+    if len(words) > 1:
+        raise click.UsageError(f"one CONFIG at most, not {', '.join(words)}")
+    if words:
+        config = Path(words[0])
+        if not config.is_file():
+            raise click.UsageError(f"File '{config}' does not exist.")
+        return config
+    return Path("config.yaml") if Path("config.yaml").is_file() else None
+
+
+def _vaults(config: Path | None) -> Iterator[Finding]:
+    """What each vault says of itself. The vaults are no part of the core, so they are reached by name."""
+    if config is None:
+        raise click.UsageError("there is no config.yaml here; name a CONFIG")
+    for name, check in importlib.import_module("secrets_manager.cli").examine(config):
+        yield Finding(check.level, f"{name}: {check.what}", check.do)
 
 
 def examine(config: Path | None) -> Iterator[Finding]:

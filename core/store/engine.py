@@ -23,6 +23,7 @@ from core.store.tables import SCHEMA
 from core.store.url import StoreUrl
 
 if TYPE_CHECKING:
+    from core.store.audit import AuditRepository
     from core.store.instances import InstanceRepository
     from core.store.usage import UsageRepository
 
@@ -68,6 +69,13 @@ class Store:
         from core.store.instances import InstanceRepository
 
         return InstanceRepository(self)
+
+    @cached_property
+    def audit(self) -> "AuditRepository":
+        """What was done, and who asked for it."""
+        from core.store.audit import AuditRepository
+
+        return AuditRepository(self)
 
     async def upgrade(self) -> None:
         """Bring the tables to this version. Any number of workers may do so at once; one works, the others wait."""

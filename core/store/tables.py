@@ -71,6 +71,28 @@ instances = Table(
     Column("config_version", Integer, nullable=False),
 )
 
-# The only index: every report is about a period. One on who asked would be a page to read and write for each event, in
-# no order, which halves what SQLite can take.
+audit_records = Table(
+    "audit_records",
+    metadata,
+    # What core/audit.py describes. Triggers of the migration refuse to change or delete a row.
+    Column("chain", Text, primary_key=True),
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("id", Text, nullable=False),
+    Column("time_ms", BigInteger, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("version", Text),
+    Column("reason", Text),
+    Column("outcome", Text, nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("previous_hash", Text, nullable=False),
+    Column("hash", Text, nullable=False),
+)
+
+Index("audit_records_id", audit_records.c.id, unique=True)
+Index("audit_records_time", audit_records.c.time_ms, audit_records.c.chain, audit_records.c.seq)
+
+# The only index of usage: every report is about a period. One on who asked would be a page to read and write for each
+# event, in no order, which halves what SQLite can take.
 Index("usage_events_time", usage_events.c.time_ms)

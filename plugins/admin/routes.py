@@ -11,6 +11,7 @@ from core.runtime import Runtime
 from plugins import compat
 from plugins.admin import reports, secrets
 from plugins.admin.status import status
+from secrets_manager.audit_page import audit_page
 
 
 async def reader(request: Request) -> Any:
@@ -53,6 +54,11 @@ def admin_router(runtime: Runtime) -> APIRouter:
     @router.post("/secrets/refresh", summary="Have secrets read again, here and on every other instance")
     async def refresh_secrets(auth: Changer, request: Request) -> JSONResponse:
         return await _answer(secrets.refresh(runtime, auth, await request.body()))
+
+    @router.get("/secrets/audit", summary="What happened to which secret, when, why, and what came of it")
+    async def get_secrets_audit(_: Reader, request: Request) -> JSONResponse:
+        assert runtime.store is not None
+        return await _answer(audit_page(runtime.store, dict(request.query_params)))
 
     return router
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -170,6 +173,31 @@ def test_administrators_see_every_reference_and_no_value(proxy: ProxyProcess, va
     assert entries["env://OPENAI"]["places"][0] == "model_list[0].litellm_params.api_key"
     assert entries["env://ANTHROPIC"]["state"] == "fresh"
     assert not [value for value in vault._values.values() if value in text]
+
+
+def test_the_audit_has_what_happened_and_its_chain_holds(proxy: ProxyProcess, vault: Vault) -> None:
+    with proxy.client() as client:
+        vault.put(ANTHROPIC=f"{vault._values['ANTHROPIC']}-audited")
+        assert client.post("/orchestration/secrets/refresh").status_code == 200
+
+        def rotated() -> dict[str, Any]:
+            query = {"reference": "env://ANTHROPIC", "action": "rotated", "limit": "1"}
+            return client.get("/orchestration/secrets/audit", params=query).json()["records"][0]
+
+        assert eventually_sync(rotated)["actor"].startswith("refresh by ")
+        page = client.get("/orchestration/secrets/audit", params={"limit": "1000"}).text
+        assert client.get("/orchestration/secrets/audit", params={"limit": "-1"}).status_code == 400
+    assert '"secret.fetched"' in page, "the start is in it"
+    assert not [value for value in vault._values.values() if value in page]
+    tool = Path(sys.executable).with_name("llm-orchestration")
+    for arguments in (["audit", "--verify"], ["audit", "--json"]):
+        done = subprocess.run([tool, "secrets", *arguments], cwd=proxy.cwd, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    environ = {**os.environ, "LITELLM_MASTER_KEY": str(proxy.key)}
+    for arguments, word in ((["list"], "env://ANTHROPIC"), (["refresh", "env://ANTHROPIC"], "env://ANTHROPIC: read")):
+        command = [tool, "secrets", *arguments, "--url", proxy.url]
+        done = subprocess.run(command, env=environ, capture_output=True, text=True)
+        assert word in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(

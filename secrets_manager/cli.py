@@ -1,0 +1,301 @@
+"""`llm-orchestration secrets`: what a running proxy knows about its secrets, reading them again, and the audit."""
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from core.errors import BadField, ConfigError, OrchestrationError
+
+if TYPE_CHECKING:
+    from core.audit import Head, Verification
+    from core.store import Store
+    from secrets_manager.provider import Check
+
+_MASTER_KEY = "LITELLM_MASTER_KEY"
+_TIMEOUT = 60.0
+
+_url = click.option("--url", default="http://127.0.0.1:4000", show_default=True, help="Where the proxy listens.")
+_key_file = click.option(
+    "--key-file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help=f"A file with an administrator's key; default: the variable {_MASTER_KEY}.",
+)
+_json = click.option("--json", "as_json", is_flag=True, help="JSON for programs.")
+
+
+@click.group("secrets")
+def command() -> None:
+    """See, refresh and audit secrets by reference. No command ever shows a value."""
+
+
+@command.command("list")
+@_url
+@_key_file
+@_json
+def list_command(url: str, key_file: Path | None, as_json: bool) -> None:
+    """Which secrets a running proxy uses, how old they are, and what is wrong with them.
+
+    Exits with 1 if one has no value or is not the newest.
+    """
+    found: list[dict[str, Any]] = _ask("GET", url, key_file)["secrets"]
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        _print(
+            ("reference", "state", "version", "age", "next refresh", "models", "last error"),
+            [
+                (
+                    entry["reference"],
+                    entry["state"],
+                    entry["version"] or "",
+                    _seconds(entry["age_seconds"]),
+                    _seconds(entry["next_refresh"] and max(0.0, entry["next_refresh"] - time.time())),
+                    ", ".join(entry["models"]),
+                    entry["last_error"] or "",
+                )
+                for entry in found
+            ],
+        )
+    raise SystemExit(any(entry["state"] != "fresh" for entry in found))
+
+
+@command.command("refresh")
+@click.argument("references", nargs=-1)
+@_url
+@_key_file
+@_json
+def refresh_command(references: Sequence[str], url: str, key_file: Path | None, as_json: bool) -> None:
+    """Have a running proxy read REFERENCES again, or all there are, and every instance that shares its Redis.
+
+    Exits with 1 if one could not be read.
+    """
+    answer = _ask("POST", url, key_file, "/refresh", {"references": list(references) or None})
+    if as_json:
+        click.echo(json.dumps(answer, indent=2))
+    else:
+        for reference, error in answer["refreshed"].items():
+            click.echo(f"{reference}: {error or 'read'}")
+        if answer["told_other_instances"]:
+            click.echo("The other instances were told.")
+    raise SystemExit(any(answer["refreshed"].values()))
+
+
+@command.command("audit")
+@click.option("--since", default="7d", show_default=True, help="30m, 24h, 7d, 2w ago, or an ISO date (UTC).")
+@click.option("--until", default=None, help="The same; default: now.")
+@click.option("--reference", default=None, help="Only this one, or a glob such as azure://openai-*.")
+@click.option("--action", default=None, help="Only this: fetched, rotated, failed, denied, ...")
+@click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 1000), help="Newest records to show.")
+@click.option("--verify", is_flag=True, help="Check the hash chains of the whole audit in place of showing it.")
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="What --verify --json printed earlier: its heads must still be there.",
+)
+@click.option(
+    "--config", type=click.Path(path_type=Path, dir_okay=False), default=None, help="The proxy's config.yaml."
+)
+@click.option("--store", default=None, help="The store's URL, in place of the configured one.")
+@_json
+def audit_command(
+    since: str,
+    until: str | None,
+    reference: str | None,
+    action: str | None,
+    limit: int,
+    verify: bool,
+    against: Path | None,
+    config: Path | None,
+    store: str | None,
+    as_json: bool,
+) -> None:
+    """What happened to which secret, when, why, and what came of it; from the store.
+
+    With --verify it exits with 1 where a record was changed or removed.
+    """
+    given = {"since": since, "until": until, "reference": reference, "action": action, "limit": str(limit)}
+    query = {name: value for name, value in given.items() if value is not None}
+    try:
+        if verify or against:
+            found = asyncio.run(_verified(_store_url(store, config), _noted(against)))
+            _print_verification(found, as_json)
+            raise SystemExit(bool(found.broken))
+        page = asyncio.run(_page(_store_url(store, config), query))
+    except BadField as error:
+        raise click.UsageError(error.message) from None
+    if as_json:
+        click.echo(json.dumps(page, indent=2))
+        return
+    columns = ("time", "action", "reference", "version", "outcome", "actor", "reason", "instance")
+    _print(columns, [tuple(str(record[name] or "") for name in columns) for record in page["records"]])
+    if page["next_cursor"]:
+        click.echo(f"There are more; --limit shows up to 1000, --until {page['records'][-1]['time']} what came before.")
+
+
+def examine(config: Path) -> Iterator[tuple[str, "Check"]]:
+    """What `doctor secrets` finds: every vault that a configuration uses, with its name."""
+    from core.settings import load
+    from secrets_manager.provider import Check
+    from secrets_manager.service import SecretService
+
+    try:
+        loaded = load(config)
+    except ConfigError as error:
+        yield "config", Check("error", str(error), f"llm-orchestration check {config}")
+        return
+    nothing = True
+    for found in SecretService().diagnose(loaded.settings, loaded.document):
+        nothing = False
+        yield found
+    if nothing:
+        yield "config", Check("ok", f"{config} uses no secrets by reference")
+
+
+# ---- The proxy ----
+
+
+def _ask(method: str, url: str, key_file: Path | None, path: str = "", body: Any = None) -> dict[str, Any]:
+    import httpx
+
+    key = key_file.read_text().strip() if key_file else os.environ.get(_MASTER_KEY, "")
+    if not key:
+        raise click.UsageError(f"An administrator's key is needed: --key-file, or the variable {_MASTER_KEY}.")
+    try:
+        answer = httpx.request(
+            method,
+            f"{url.rstrip('/')}/orchestration/secrets{path}",
+            json=body,
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=_TIMEOUT,
+        )
+    except httpx.HTTPError as error:
+        raise click.ClickException(f"{url} does not answer: {type(error).__name__}") from None
+    try:
+        found: Any = answer.json()
+    except ValueError:
+        found = None
+    if answer.status_code != 200 or not isinstance(found, dict):
+        raise click.ClickException(f"{url} answered {answer.status_code}: {_message(found)}")
+    return cast("dict[str, Any]", found)
+
+
+def _message(found: Any) -> str:
+    error: Any = cast("Mapping[str, Any]", found).get("error") if isinstance(found, dict) else None
+    return (
+        str(cast("Mapping[str, Any]", error).get("message")) if isinstance(error, dict) else "is a proxy with us there?"
+    )
+
+
+# ---- The store ----
+
+
+def _store_url(given: str | None, config: Path | None) -> str:
+    from core.settings import load, store_url
+    from secrets_manager.offline import values_of
+
+    if given:
+        return given
+    path = config or Path("config.yaml")
+    if not path.exists():
+        if config is not None:
+            raise click.UsageError(f"{config} is not there")
+        return "sqlite+aiosqlite:///orchestration.db"
+    settings = load(path).settings
+    return store_url(settings, os.environ, values_of(settings))
+
+
+async def _opened(url: str) -> "Store":
+    from core.store import open_store
+    from core.store.migrations import HEAD
+
+    store = open_store(url)
+    try:
+        if await store.version() != HEAD:
+            raise OrchestrationError(
+                f"the store {store.url} has no audit of this version yet; a start of the proxy makes it"
+            )
+    except BaseException:
+        await store.close()
+        raise
+    return store
+
+
+async def _page(url: str, query: dict[str, str]) -> dict[str, Any]:
+    from secrets_manager.audit_page import audit_page
+
+    store = await _opened(url)
+    try:
+        return await audit_page(store, query)
+    finally:
+        await store.close()
+
+
+async def _verified(url: str, noted: "Sequence[Head]") -> "Verification":
+    store = await _opened(url)
+    try:
+        return await store.audit.verify(noted)
+    finally:
+        await store.close()
+
+
+def _noted(file: Path | None) -> "list[Head]":
+    from core.audit import Head
+
+    if file is None:
+        return []
+    try:
+        return [Head(one["chain"], one["seq"], one["hash"]) for one in json.loads(file.read_text())["heads"]]
+    except (ValueError, KeyError, TypeError):
+        raise click.UsageError(f"{file} is not what --verify --json prints") from None
+
+
+# ---- On paper ----
+
+
+def _print_verification(found: "Verification", as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(asdict(found), indent=2))
+        return
+    for place in found.broken:
+        click.echo(f"{click.style('broken', fg='red')}  {place.chain}, record {place.seq}: {place.what}")
+    verdict = "not intact" if found.broken else "intact"
+    click.echo(f"{found.records} records in {len(found.heads)} chains: {verdict}")
+    if not found.broken:
+        click.echo("Keep these heads somewhere else: a later verification can be held against them.")
+        for head in found.heads:
+            click.echo(f"{head.chain} {head.seq} {head.hash}")
+
+
+def _print(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    if not rows:
+        click.echo("Nothing.")
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(cell.replace("[", "\\[") for cell in row))
+    # Piped into a file there is no terminal to fit.
+    Console(width=None if sys.stdout.isatty() else 240).print(table)
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return ""
+    return (
+        f"{value:.0f} s"
+        if value < 600
+        else str(datetime.fromtimestamp(value, UTC) - datetime.fromtimestamp(0, UTC))[:-7]
+    )
