@@ -246,9 +246,15 @@ class TestUsers:
 
 
 class TestAdministration:
-    def test_status_is_for_administrators_and_viewers(self, gateway: Gateway, new_key: Callable[..., HiddenKey]):
-        for role, status in (("proxy_admin_viewer", 200), ("internal_user", 403), ("proxy_admin", 200)):
+    def test_viewers_may_look_and_only_administrators_change(self, gateway: Gateway, new_key: Callable[..., HiddenKey]):
+        for role, status, changing in (
+            ("proxy_admin_viewer", 200, 403),
+            ("internal_user", 403, 403),
+            ("proxy_admin", 200, 200),
+        ):
             body = {"user_email": f"{role}@example.org", "user_role": role, "auto_create_key": False}
             user = admin(gateway, "/user/new", body)["user_id"]
             with gateway.proxy.client(new_key(user_id=user)) as client:
-                assert client.get("/orchestration/status").status_code == status, role
+                for path in ("status", "secrets", "secrets/audit"):
+                    assert client.get(f"/orchestration/{path}").status_code == status, (role, path)
+                assert client.post("/orchestration/secrets/refresh").status_code == changing, role

@@ -12,8 +12,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.live.test_secrets import CALLS as SECRET_CALLS
+from tests.live.test_secrets import Vault, proxy_with
 from tests.support import processes
 from tests.support.eventually import eventually_sync
+from tests.support.provider import FakeProvider
 
 pytestmark = pytest.mark.live
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,3 +115,30 @@ def test_every_endpoint_is_served_and_charged_alike_on_the_oldest_litellm(folder
             return report.json()["totals"]["cost_nano"]
 
         eventually_sync(lambda: total() == sum(asked.values()), within=15, what="the books being complete")
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_rotated_key_fails_no_request_on_the_oldest_litellm(
+    status: int, python: Path, provider: FakeProvider, tmp_path: Path
+) -> None:
+    vault = Vault(tmp_path)
+    vault.put(OPENAI="sk-0", ANTHROPIC="sk-claude")
+    made = proxy_with(provider, vault, tmp_path)
+    command: list[str | Path] = [python.with_name("litellm"), "--config", made.config, "--port", str(made.port)]
+    environ = {**made.env, "PYTHONPATH": str(ROOT), "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}"}
+    with (tmp_path / "proxy.log").open("ab") as output:
+        process = processes.start([*command, "--host", "127.0.0.1"], env=environ, cwd=made.cwd, output=output)
+    try:
+        eventually_sync(lambda: answers(made.url), within=90, what="the proxy answering")
+        with made.client() as client:
+            for number, (path, body) in enumerate(
+                call for call in SECRET_CALLS.values() if call[1]["model"] != "claude"
+            ):
+                vault.put(OPENAI=f"sk-{number + 1}")
+                provider.script(api_key=f"sk-{number}", status=status)
+                answer = client.post(path, json=body)
+                assert answer.status_code == 200, f"{path}: {answer.text[:500]}"
+                assert provider.attempts[-1].api_key == f"sk-{number + 1}"
+    finally:
+        processes.stop(process)
+        made.close()

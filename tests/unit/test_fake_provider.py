@@ -248,10 +248,9 @@ class TestTime:
                 "POST", f"{provider.url}/chat/completions", json={"model": "m", "messages": PROMPT, "stream": True}
             ) as response,
         ):
-            async for line in response.aiter_lines():
-                if line:
-                    break
-            # It may hold back the rest only after all that it sent has been read.
+            # Kept, since an iterator that is let go closes the answer; and what was sent has to be read until it holds.
+            lines = response.aiter_lines()
+            assert await anext(lines)
             await eventually(lambda: provider.held)
         await eventually(lambda: provider.attempts[0].outcome == "abandoned")
         assert provider.attempts[0].completion_tokens == 2
