@@ -175,7 +175,7 @@ def secret(reference: str) -> str | None:
     """The value behind an `os.environ/…` reference: ours, or what LiteLLM resolves it to."""
     if is_vault_reference(reference):
         try:
-            return secrets().value(reference, "orchestration.keys")
+            return secrets().value(reference)
         except SecretUnavailable:
             return None
     from litellm.secret_managers.main import get_secret

@@ -11,7 +11,7 @@ from fastapi import HTTPException
 from litellm.integrations.custom_logger import CustomLogger
 
 from core.errors import RequestRefused
-from plugins import admission, compat, outcome, secrets
+from plugins import admission, outcome, secrets
 from plugins.exchange import Exchange, current
 
 if TYPE_CHECKING:
@@ -39,8 +39,7 @@ class Orchestration(CustomLogger):
         except RequestRefused as refusal:
             exchange.refused(refusal)
             raise HTTPException(refusal.status, refusal.message) from refusal
-        configured = data.get("model_group_retry_policy") or compat.retry_policy()
-        data["model_group_retry_policy"] = secrets.RetryWithAnotherKey(exchange, configured)
+        secrets.give_retry(exchange, data)
         return data
 
     async def async_filter_deployments(

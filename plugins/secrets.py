@@ -13,9 +13,15 @@ REFUSED = (401, 403)
 """How a provider says that it does not take a key."""
 
 
+RETRY_POLICY = "model_group_retry_policy"
+"""The argument of LiteLLM's router by which a request has a retry policy of its own."""
+
+
 async def put_in(call: dict[str, Any], exchange: Exchange | None) -> None:
     """Put the current values where LiteLLM has placeholders. Raises LiteLLM's 503 where there is none, so that it goes
     on to the next candidate."""
+    # The router has read it; what LiteLLM does not know in a call, it sends to the provider.
+    call.pop(RETRY_POLICY, None)
     model = _model(call)
     service = secrets()
     compat.spread_credential(call)
@@ -52,6 +58,11 @@ def usable(deployments: list[Any]) -> list[Any]:
     if not service.anything_broken:
         return deployments
     return [one for one in deployments if service.usable(one.get("litellm_params") or {})]
+
+
+def give_retry(exchange: Exchange, data: dict[str, Any]) -> None:
+    """Let the request be made again with another key, should its provider refuse the first."""
+    data[RETRY_POLICY] = RetryWithAnotherKey(exchange, data.get(RETRY_POLICY) or compat.retry_policy())
 
 
 class RetryWithAnotherKey(Mapping[str, Any]):

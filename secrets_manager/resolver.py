@@ -641,17 +641,17 @@ def _check_dates(document: SecretReference, fetched: Fetched, now: float) -> Non
 def _field(whole: SecretValue, reference: SecretReference) -> SecretValue:
     """The value a reference means: the secret without line ends behind it, or one field of a JSON secret."""
     text = whole.reveal() if not whole.empty else ""
-    if reference.field is None:
-        value: object = text.rstrip("\r\n")  # what `echo secret | vault ...` leaves
-    else:
-        value = _json_fields(text, reference).get(reference.field)
-        if value is None:
-            raise SecretUnavailable(f"{reference}: the secret has no field of this name.", Reason.NOT_FOUND)
-    if not isinstance(value, str):
-        value = json.dumps(value)
+    value: object = text if reference.field is None else _json_fields(text, reference).get(reference.field)
+    if value is None:
+        raise SecretUnavailable(f"{reference}: the secret has no field of this name.", Reason.NOT_FOUND)
+    value = (value if isinstance(value, str) else json.dumps(value)).rstrip("\r\n")  # what `echo` puts behind it
     if not value:
         raise SecretUnavailable(f"{reference} is empty.", Reason.NOT_FOUND)
     return SecretValue(value)
+
+
+_LONE_FIELD = "value"
+"""HashiCorp's secrets always have fields; one with this field alone is its text, and may be asked for either way."""
 
 
 def _json_fields(text: str, reference: SecretReference) -> Mapping[str, Any]:
@@ -660,6 +660,8 @@ def _json_fields(text: str, reference: SecretReference) -> Mapping[str, Any]:
     except ValueError:
         # Not `from` the error: a JSONDecodeError carries the whole text.
         found = None
+    if not isinstance(found, dict) and reference.field == _LONE_FIELD:
+        return {_LONE_FIELD: text}
     if not isinstance(found, dict):
         message = f"{reference} asks for a field, but the secret is no JSON object."
         raise SecretUnavailable(message, Reason.NOT_FOUND) from None

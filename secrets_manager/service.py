@@ -174,9 +174,12 @@ class SecretService:
             return f"{PLACEHOLDER}{reference.uri}"
         return MaskedText(self.resolver.resolve(reference, "LiteLLM").value.reveal())
 
-    def value(self, text: str, why: str) -> str:
-        """The value itself, for a part of ours. Blocks for the vault if need be. Raises as `for_litellm` does."""
-        return MaskedText(self.resolver.resolve(self.parse(text), why).value.reveal())
+    def value(self, text: str) -> str:
+        """The value in use of a reference that the configuration names, for a part of ours; never asks the vault.
+
+        Raises SecretUnavailable and MalformedReference.
+        """
+        return MaskedText(self.resolver.current(self.parse(text)).value.reveal())
 
     def put_into(self, call: dict[str, Any], model: str | None) -> tuple[Put, ...]:
         """Replace the placeholders in a call's arguments by the current values; what was put in.

@@ -17,13 +17,13 @@ class SecretValue:
     __slots__ = ("_bytes",)
 
     def __init__(self, text: str) -> None:
-        self._bytes = bytearray(text, "utf-8", "surrogateescape")
+        self._bytes = bytearray(text, "utf-8", "surrogatepass")
 
     def reveal(self) -> str:
         """The text itself. Raises ValueError after `wipe`."""
         if not self._bytes:
             raise ValueError("the secret was wiped, or is empty")
-        return self._bytes.decode("utf-8", "surrogateescape")
+        return self._bytes.decode("utf-8", "surrogatepass")
 
     @property
     def empty(self) -> bool:

@@ -105,6 +105,7 @@ def test_each_call_carries_the_key_of_the_vault(
         answer = client.post(path, json=body)
     assert answer.status_code == 200, answer.text
     (attempt,) = provider.attempts
+    assert "retry_policy" not in json.dumps(attempt.body)
     assert attempt.api_key == vault._values[current_key(vault, path, body)]
 
 

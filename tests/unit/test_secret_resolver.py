@@ -103,6 +103,20 @@ def test_a_field_that_is_not_there_is_named_and_no_value_is(bench: Bench) -> Non
     assert raised.value.__context__ is None or "marked-value" not in repr(raised.value.__context__.__dict__)
 
 
+def test_a_secret_that_is_one_text_may_be_asked_for_as_its_field_value() -> None:
+    bench = Bench(key="text")
+    assert bench.text(SecretReference("hashicorp", "key")) == "text"
+    assert bench.text(SecretReference("hashicorp", "key", field="value")) == "text"
+
+
+def test_characters_that_are_none_are_kept_and_shown_to_nobody() -> None:
+    assert SecretValue("a\ud800b").reveal() == "a\ud800b"
+
+
+def test_line_ends_behind_a_field_are_left_out() -> None:
+    assert Bench(app=json.dumps({"key": "k\n"})).text(SecretReference("aws", "app", field="key")) == "k"
+
+
 def test_line_ends_behind_a_value_are_left_out_and_an_empty_value_is_none() -> None:
     assert Bench(key="first\r\n").text() == "first"
     with pytest.raises(SecretUnavailable, match="is empty"):

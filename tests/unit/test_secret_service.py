@@ -201,7 +201,7 @@ def test_a_bare_name_is_one_of_the_default_provider() -> None:
     bench = Bench(key="value")
     service = bench.configure(document(model(api_key="os.environ/secret://key")), secrets={"default_provider": "azure"})
     assert [one.state.reference.uri for one in service.statuses()] == ["azure://key"]
-    assert service.value("key", "test") == "value"
+    assert service.value("key") == "value"
 
 
 def test_refreshing_reads_again_and_says_what_went_wrong() -> None:
@@ -209,7 +209,7 @@ def test_refreshing_reads_again_and_says_what_went_wrong() -> None:
     service = bench.configure(document(model(api_key=KEY)))
     bench.vault["key"] = "second"
     assert service.refresh(["azure://key"], "test") == {"azure://key": None}
-    assert service.value("azure://key", "test") == "second"
+    assert service.value("azure://key") == "second"
     bench.vault.failing = Reason.SEALED
     assert service.refresh(None, "test") == {"azure://key": "key: sealed"}
     with pytest.raises(KeyError):
