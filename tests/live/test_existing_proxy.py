@@ -149,7 +149,7 @@ def test_a_reference_becomes_the_key_that_is_sent(proxy: httpx.Client, provider:
 
 def test_all_the_secret_manager_logs_is_what_has_no_value(proxy: httpx.Client, team: Path) -> None:
     log = (team / "proxy.log").read_text()
-    assert log.count("os.environ/azure://house-key has no value: Azure Key Vault is not built yet.") == 1
+    assert log.count("azure://house-key has no value: secrets.providers.azure.vault_url is not set") == 1
     assert "Traceback" not in log
     assert "Defaulting to os.environ" not in log
     assert HOUSE_KEY not in log
