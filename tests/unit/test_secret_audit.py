@@ -8,9 +8,11 @@ import pytest
 
 from core.errors import BadField, StoreError
 from core.settings import Settings
+from core.settings.reference import SecretReference
 from core.store import Store, open_store
 from secrets_manager.audit import SecretAudit
 from secrets_manager.audit_page import audit_page
+from secrets_manager.resolver import Happened, SecretEvent
 from secrets_manager.service import SecretService
 from tests.support.clock import Clock
 from tests.support.eventually import eventually
@@ -134,3 +136,27 @@ async def test_the_end_writes_what_is_left(store: Store) -> None:
 async def test_a_query_that_cannot_be_understood_is_refused(query: dict[str, str], message: str, store: Store) -> None:
     with pytest.raises(BadField, match=message):
         await audit_page(store, query, Clock())
+
+
+async def test_a_record_that_cannot_be_stored_is_counted_and_the_rest_goes_on(store: Store) -> None:
+    clock = Clock()
+    audit = SecretAudit("here", clock=clock)
+    for at in (clock.now, 1e30, clock.now):
+        audit(SecretEvent(at, Happened.FETCHED, SecretReference("azure", "key"), "test"))
+    assert await audit.flush(store)
+    page = await audit_page(store, {}, clock)
+    assert sorted(one["action"] for one in page["records"]) == [
+        "secret.fetched",
+        "secret.fetched",
+        "secret.records_lost",
+    ]
+
+
+async def test_what_happens_to_a_field_stands_under_its_secret(store: Store) -> None:
+    clock = Clock()
+    audit = SecretAudit("here", clock=clock)
+    audit(SecretEvent(clock.now, Happened.DENIED, SecretReference("aws", "db", field="password"), "model gpt"))
+    await audit.flush(store)
+    for asked in ("os.environ/aws://db#password", "aws://db"):
+        (found,) = (await audit_page(store, {"reference": asked}, clock))["records"]
+        assert (found["reference"], found["detail"]["field"], found["outcome"]) == ("aws://db", "password", "denied")
