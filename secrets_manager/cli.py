@@ -7,9 +7,10 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
 
 import click
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _MASTER_KEY = "LITELLM_MASTER_KEY"
 _TIMEOUT = 60.0
+_THIS_MACHINE = ("127.0.0.1", "::1", "localhost")
 
 _url = click.option("--url", default="http://127.0.0.1:4000", show_default=True, help="Where the proxy listens.")
 _key_file = click.option(
@@ -176,6 +178,8 @@ def _ask(method: str, url: str, key_file: Path | None, path: str = "", body: Any
             json=body,
             headers={"Authorization": f"Bearer {key}"},
             timeout=_TIMEOUT,
+            # HTTP_PROXY without NO_PROXY would send an administrator's key for this machine to another one.
+            trust_env=urlsplit(url).hostname not in _THIS_MACHINE,
         )
     except httpx.HTTPError as error:
         raise click.ClickException(f"{url} does not answer: {type(error).__name__}") from None
@@ -208,7 +212,11 @@ def _store_url(given: str | None, config: Path | None) -> str:
     if not path.exists():
         if config is not None:
             raise click.UsageError(f"{config} is not there")
-        return "sqlite+aiosqlite:///orchestration.db"
+        # What `load` does with a file, without one.
+        variables = ("LLM_GATEWAY_DB_URL", "DATABASE_URL")
+        return next(
+            (url for name in variables if (url := os.environ.get(name))), "sqlite+aiosqlite:///orchestration.db"
+        )
     settings = load(path).settings
     return store_url(settings, os.environ, values_of(settings))
 
@@ -218,6 +226,9 @@ async def _opened(url: str) -> "Store":
     from core.store.migrations import HEAD
 
     store = open_store(url)
+    # Reading must not make a database where there is none.
+    if store.url.file is not None and not store.url.file.exists():
+        raise OrchestrationError(f"there is no store at {store.url} yet: it is made when the proxy first starts")
     try:
         if await store.version() != HEAD:
             raise OrchestrationError(
@@ -294,8 +305,4 @@ def _print(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def _seconds(value: float | None) -> str:
     if value is None:
         return ""
-    return (
-        f"{value:.0f} s"
-        if value < 600
-        else str(datetime.fromtimestamp(value, UTC) - datetime.fromtimestamp(0, UTC))[:-7]
-    )
+    return f"{value:.0f} s" if value < 600 else str(timedelta(seconds=round(value)))
