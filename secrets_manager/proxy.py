@@ -24,6 +24,7 @@ from core.settings import load
 from core.settings.models import Settings
 from core.settings.reference import PREFIX, MalformedReference
 from secrets_manager.provider import SecretUnavailable
+from secrets_manager.redaction import redact_litellms_logs
 from secrets_manager.service import PLACEHOLDER, SecretService, malformed
 
 _LOG = logging.getLogger("orchestration.secrets")
@@ -50,6 +51,7 @@ def secrets() -> SecretService:
             # LiteLLM would bury this under a traceback; whoever starts the proxy needs the lines alone.
             print(f"\nThe proxy cannot start:\n{error}\n", file=sys.stderr)  # noqa: T201
             raise
+        redact_litellms_logs(service.texts)
         _secrets = service
     return _secrets
 

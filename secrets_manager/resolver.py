@@ -313,6 +313,13 @@ class Resolver:
         """Somebody who may not use a reference asked for it."""
         self._announce(SecretEvent(self._clock(), Happened.DENIED, reference, why, message=message))
 
+    def texts(self) -> list[str]:
+        """Every value that was given out and is still held, for whoever has to keep them out of a log."""
+        with self._lock:
+            versions = [version for entry in self._entries.values() for version in (entry.current, entry.previous)]
+            given = [one.value for version in versions if version is not None for one in tuple(version.fields.values())]
+            return [value.reveal() for value in given if not value.empty]
+
     def states(self) -> list[SecretState]:
         """Every reference that is known, by name."""
         with self._lock:

@@ -291,6 +291,10 @@ class SecretService:
         if early is not None and len(early) < _MOST_EARLY:
             early.append(event)
 
+    def texts(self) -> list[str]:
+        """The values that were given out, for whoever has to keep them out of a log."""
+        return self._resolver.texts() if self._resolver else []
+
     def states(self) -> list[SecretState]:
         """Every reference that is known, by name; none before `configure` and after `close`."""
         return self._resolver.states() if self._resolver else []

@@ -104,7 +104,7 @@ class Stage:
 
 
 def configured(provider: FakeProvider, vault: Vault, hashicorp: VaultDouble) -> dict[str, Any]:
-    headers = {"x-team-key": "os.environ/hashicorp://secret/team#header"}
+    headers = {"x-team": "os.environ/hashicorp://secret/team#header"}
     named = {"credential_name": "shared", "credential_values": {"api_key": "os.environ/env://CREDENTIAL"}}
     return {
         "litellm_settings": {"callbacks": ["litellm_orchestration.callback"], "num_retries": 1, "request_timeout": 5},
