@@ -1,15 +1,12 @@
 """An httpx transport into an ASGI app that streams; httpx's own waits for the whole answer."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from typing import Any, TypeAlias
+from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 
-Message: TypeAlias = MutableMapping[str, Any]
-App: TypeAlias = Callable[
-    [MutableMapping[str, Any], Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]
-]
+from core.asgi import App, Message
 
 _BUFFERED_MESSAGES = 16
 

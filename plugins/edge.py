@@ -4,11 +4,11 @@ For a route that costs money it opens an `Exchange`, lets LiteLLM's pipeline and
 to the answer, and has the books written before the last byte leaves.
 """
 
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
 import orjson
 
+from core.asgi import App, Message, Receive, Scope, Send
 from core.errors import BodyTooLarge, NotReady, NotRecordable, RequestRefused, RouteRefused
 from core.money import to_dollars
 from plugins import listing, outcome, receipt, second_try
@@ -18,18 +18,13 @@ from plugins.routes import ROUTES, Handling
 if TYPE_CHECKING:
     from core.runtime import Runtime
 
-Message: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[Message]]
-Send: TypeAlias = Callable[[Message], Awaitable[None]]
-App: TypeAlias = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
-
 
 class Edge:
     def __init__(self, app: App, runtime: "Runtime") -> None:
         self.app = app
         self.runtime = runtime
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
         if kind not in ("http", "websocket"):
             await self.app(scope, receive, send)
@@ -45,7 +40,7 @@ class Edge:
         else:
             await self.app(scope, receive, send)
 
-    async def _enforced(self, endpoint: str, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def _enforced(self, endpoint: str, scope: Scope, receive: Receive, send: Send) -> None:
         if not self.runtime.ready.is_set():
             await self.runtime.ready.wait()
         if self.runtime.failure is not None:
@@ -193,7 +188,7 @@ def _counted(receive: Receive, answer: _Answer, most: int) -> Receive:
     return counted
 
 
-def _path(scope: MutableMapping[str, Any]) -> str:
+def _path(scope: Scope) -> str:
     path: str = scope["path"]
     root: str = scope.get("root_path", "")
     return path[len(root) :] if root and path.startswith(root) else path
@@ -214,7 +209,7 @@ def _too_large(most: int) -> BodyTooLarge:
     return BodyTooLarge(f"The body is larger than the {most} bytes that limits.max_body_bytes allows.")
 
 
-def _refusal(scope: MutableMapping[str, Any]) -> str:
+def _refusal(scope: Scope) -> str:
     return (
         f"{scope.get('method', 'WEBSOCKET')} {_path(scope)} spends money in a way that cannot be bounded, so it is "
         "closed while tiers or blocking budgets are configured. Use an OpenAI-compatible route of a configured model."

@@ -4,17 +4,10 @@ LiteLLM opens these streams when its router is done with them, so neither its re
 refusal. On every other endpoint the router makes the attempt again (`plugins/secrets.py`).
 """
 
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, TypeAlias
-
+from core.asgi import App, Message, Receive, Scope, Send
 from core.usage import UsageState
 from plugins import secrets
 from plugins.exchange import Exchange
-
-Message: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[Message]]
-Send: TypeAlias = Callable[[Message], Awaitable[None]]
-App: TypeAlias = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 ENDPOINTS = {"completions"}
 
@@ -31,7 +24,7 @@ class SecondTry:
         self._replayed = 0
         self._held: list[Message] = []
 
-    async def run(self, app: App, scope: MutableMapping[str, Any]) -> None:
+    async def run(self, app: App, scope: Scope) -> None:
         again = dict(scope)  # LiteLLM keeps the parsed body in it
         await app(scope, self._record, self._hold)
         if not self._held:

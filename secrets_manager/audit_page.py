@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.audit import Entry
 from core.errors import BadField
-from core.report_query import moment_ms
+from core.report_query import queried_ms
 from core.settings.reference import PREFIX
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ async def audit_page(
         if name not in _FIELDS:
             raise BadField(f"{name[:40]!r} is no field of this query; valid: {', '.join(_FIELDS)}.")
     now = clock()
-    since = _moment("since", query.get("since") or "7d", now)
-    until = _moment("until", query["until"], now) if query.get("until") else int(now * 1000) + 1000
+    since = queried_ms("since", query.get("since") or "7d", now)
+    until = queried_ms("until", query["until"], now) if query.get("until") else int(now * 1000) + 1000
     if since >= until:
         raise BadField("since is not before until.")
     asked = AuditQuery(
@@ -96,16 +96,6 @@ def _detail(text: str) -> Any:
         return json.loads(text)
     except ValueError:  # somebody changed it; verifying says so
         return text
-
-
-def _moment(name: str, text: str, now: float) -> int:
-    try:
-        # A plus sign in a query that nobody escaped arrives as a space.
-        return moment_ms(text.replace(" ", "+") if "T" in text else text, now)
-    except (ValueError, OverflowError):
-        raise BadField(
-            f"{name} must be 30m, 24h, 7d, 2w or a time such as 2026-07-01T12:00Z, not {text[:40]!r}."
-        ) from None
 
 
 def _limit(text: str) -> int:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from core.cli.store import chosen_store
 from core.errors import BadField, ConfigError, OrchestrationError
 
 if TYPE_CHECKING:
@@ -203,22 +204,9 @@ def _message(found: Any) -> str:
 
 
 def _store_url(given: str | None, config: Path | None) -> str:
-    from core.settings import load, store_url
-    from secrets_manager.offline import values_of
-
-    if given:
-        return given
-    path = config or Path("config.yaml")
-    if not path.exists():
-        if config is not None:
-            raise click.UsageError(f"{config} is not there")
-        # What `load` does with a file, without one.
-        variables = ("LLM_GATEWAY_DB_URL", "DATABASE_URL")
-        return next(
-            (url for name in variables if (url := os.environ.get(name))), "sqlite+aiosqlite:///orchestration.db"
-        )
-    settings = load(path).settings
-    return store_url(settings, os.environ, values_of(settings))
+    if not given and config is not None and not config.exists():
+        raise click.UsageError(f"{config} is not there")
+    return chosen_store(given, config)
 
 
 async def _opened(url: str) -> "Store":

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol, cast
 
 from core.errors import ConfigError
@@ -212,7 +213,7 @@ class SecretService:
 
     def current(self, placeholder: str, model: str | None) -> tuple[SecretReference, Resolved]:
         """The value in use behind a placeholder. Raises SecretUnavailable."""
-        reference = self._reference_of(placeholder)
+        reference = _reference_of(placeholder)
         in_force = self._in_force
         if in_force is not None and not in_force.access.permits(model, reference):
             known = in_force.uses.get(reference, ())
@@ -227,17 +228,9 @@ class SecretService:
     async def read_missing(self, call: Mapping[str, Any], model: str | None) -> None:
         """Ask the vaults for what a call needs and was never read: models that came from LiteLLM's database."""
         for value in _placeholders(call):
-            reference = self._reference_of(value)
+            reference = _reference_of(value)
             if self._in_force is None or self._in_force.access.permits(model, reference):
                 await self.resolver.resolve_soon(reference, f"model {model}")
-
-    def _reference_of(self, placeholder: str) -> SecretReference:
-        known = _REFERENCES.get(placeholder)
-        if known is None:
-            known = SecretReference.parse(placeholder.removeprefix(PLACEHOLDER))
-            if len(_REFERENCES) < _MOST_REFERENCES:
-                _REFERENCES[placeholder] = known
-        return known
 
     # -- rotation ------------------------------------------------------------------------------------------------
 
@@ -253,7 +246,7 @@ class SecretService:
 
     def usable(self, parameters: Mapping[str, Any]) -> bool:
         """Whether every secret of a deployment has a value."""
-        return not any(self._reference_of(value).document in self._broken for value in _placeholders(parameters))
+        return not any(_reference_of(value).document in self._broken for value in _placeholders(parameters))
 
     def refresh(self, texts: Sequence[str] | None, why: str) -> dict[str, str | None]:
         """Read these references again now, None: all; each with what went wrong. Blocks. Raises MalformedReference,
@@ -337,8 +330,11 @@ class SecretService:
 
 
 _MOST_EARLY = 10_000
-_REFERENCES: dict[str, SecretReference] = {}
-_MOST_REFERENCES = 10_000
+
+
+@lru_cache(maxsize=10_000)
+def _reference_of(placeholder: str) -> SecretReference:
+    return SecretReference.parse(placeholder.removeprefix(PLACEHOLDER))
 
 
 def _placeholders(call: Mapping[str, Any]) -> Iterable[str]:

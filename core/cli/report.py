@@ -4,7 +4,6 @@ import asyncio
 import csv
 import io
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from core.cli.store import chosen_store
 from core.errors import OrchestrationError
 from core.money import format_dollars, to_dollars
 from core.report_query import filter_value, moment_ms
@@ -21,7 +21,6 @@ from core.report_query import filter_value, moment_ms
 if TYPE_CHECKING:
     from core.reports import Usage, UsageReport, Value
 
-_DEFAULT_STORE = "sqlite+aiosqlite:///orchestration.db"
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -66,7 +65,9 @@ def usage(
     if start >= end:
         raise click.UsageError(f"--since {since} is not before --until {until or 'now'}")
     try:
-        found = asyncio.run(_read(_store_url(store, config), start, end, dimensions, filters))
+        found = asyncio.run(
+            _read(chosen_store(store, Path(config) if config else None), start, end, dimensions, filters)
+        )
     except (OrchestrationError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     if as_json:
@@ -98,37 +99,6 @@ def _moment_ms(text: str, now: float) -> int:
         return moment_ms(text, now)
     except ValueError:
         raise click.UsageError(f"{text!r} is no time: write 30m, 24h, 7d, 2w, 2026-07-01 or 2026-07-01T12:00") from None
-
-
-def _store_url(given: str | None, config: str | None) -> str:
-    """--store, else the environment, else the configuration, else the default."""
-    if given:
-        return given
-    for name in ("LLM_GATEWAY_DB_URL", "DATABASE_URL"):
-        if value := os.environ.get(name):
-            return value
-    return _configured(Path(config or "config.yaml"), required=config is not None) or _DEFAULT_STORE
-
-
-def _configured(path: Path, required: bool) -> str | None:
-    import yaml
-
-    try:
-        document: Any = yaml.safe_load(path.read_text("utf-8"))
-    except FileNotFoundError:
-        if required:
-            raise click.UsageError(f"there is no {path}") from None
-        return None
-    except (OSError, yaml.YAMLError) as error:
-        raise click.ClickException(f"{path} cannot be read: {error}; name the store with --store") from error
-    for name in ("orchestration", "store", "url"):
-        document = document.get(name) if isinstance(document, dict) else None  # pyright: ignore
-    if isinstance(document, str) and document.startswith("os.environ/"):
-        variable = document.removeprefix("os.environ/")
-        if variable not in os.environ:
-            raise click.ClickException(f"{path} takes the store's URL from {variable}, which is not set here")
-        return os.environ[variable]
-    return document if isinstance(document, str) else None
 
 
 async def _read(url: str, start: int, end: int, by: Sequence[str], filters: dict[str, "Value"]) -> "UsageReport":

@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 from core.errors import BadField
-from core.report_query import filter_value, moment_ms
+from core.report_query import filter_value, queried_ms
 from core.runtime import Runtime
 
 _FRESH_SECONDS = 2.0
@@ -21,8 +21,8 @@ async def usage(runtime: Runtime, query: dict[str, str]) -> dict[str, Any]:
     from core.reports import DIMENSIONS, as_json, iso
 
     now = time.time()
-    end = _moment("end", query["end"], now) if "end" in query else int(now * 1000) + 1000
-    start = _moment("start", query.get("start") or query.get("since") or "7d", now)
+    end = queried_ms("end", query["end"], now) if "end" in query else int(now * 1000) + 1000
+    start = queried_ms("start", query.get("start") or query.get("since") or "7d", now)
     if start >= end:
         raise BadField(f"start {iso(start)} is not before end {iso(end)}.")
     by = [name for name in query.get("by", "user,model").split(",") if name]
@@ -34,16 +34,6 @@ async def usage(runtime: Runtime, query: dict[str, str]) -> dict[str, Any]:
     assert runtime.ledger is not None
     await runtime.ledger.flush(within=_FRESH_SECONDS)
     return as_json(await runtime.store.usage.usage_report(start, end, by, filters))
-
-
-def _moment(name: str, text: str, now: float) -> int:
-    try:
-        # A plus sign in a query that nobody escaped arrives as a space.
-        return moment_ms(text.replace(" ", "+") if "T" in text else text, now)
-    except ValueError:
-        raise BadField(
-            f"{name} must be 30m, 24h, 7d, 2w or a time such as 2026-07-01T12:00Z, not {text[:40]!r}."
-        ) from None
 
 
 def _filter(name: str, text: str) -> str | bool | None:
