@@ -21,8 +21,8 @@ from benchmarks.figures import Bound, Figure, Result
 from core.settings import Settings
 from core.settings.reference import SecretReference
 from secrets_manager.service import PLACEHOLDER, SecretService
-from tests.live.test_secrets import CHAT, Vault, proxy_with
 from tests.support.provider import FakeProvider
+from tests.support.secret_proxy import CHAT, FileVault, proxy_with
 from tests.support.vault import VaultDouble
 
 _VAULT_SECONDS = 0.05
@@ -92,9 +92,9 @@ async def _rotation(rotations: int) -> list[Figure]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         provider = stack.enter_context(FakeProvider())
-        vault = Vault(folder)
+        vault = FileVault(folder)
         vault.put(OPENAI="sk-0", ANTHROPIC="sk-unused")
-        proxy = stack.enter_context(proxy_with(provider, vault, folder))
+        proxy = stack.enter_context(proxy_with(provider, vault))
         stop, answers = asyncio.Event(), [0, 0]
         latencies: list[float] = []
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.live.test_secrets import CALLS as SECRET_CALLS
-from tests.live.test_secrets import Vault, proxy_with
 from tests.support import processes
 from tests.support.eventually import eventually_sync
 from tests.support.provider import FakeProvider
+from tests.support.secret_proxy import CALLS as SECRET_CALLS
+from tests.support.secret_proxy import FileVault, proxy_with
 
 pytestmark = pytest.mark.live
 ROOT = Path(__file__).resolve().parents[2]
@@ -121,9 +121,9 @@ def test_every_endpoint_is_served_and_charged_alike_on_the_oldest_litellm(folder
 def test_a_rotated_key_fails_no_request_on_the_oldest_litellm(
     status: int, python: Path, provider: FakeProvider, tmp_path: Path
 ) -> None:
-    vault = Vault(tmp_path)
+    vault = FileVault(tmp_path)
     vault.put(OPENAI="sk-0", ANTHROPIC="sk-claude")
-    made = proxy_with(provider, vault, tmp_path)
+    made = proxy_with(provider, vault)
     command: list[str | Path] = [python.with_name("litellm"), "--config", made.config, "--port", str(made.port)]
     environ = {**made.env, "PYTHONPATH": str(ROOT), "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}"}
     with (tmp_path / "proxy.log").open("ab") as output:

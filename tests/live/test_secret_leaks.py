@@ -23,13 +23,12 @@ import psutil
 import pytest
 import redis
 
-from core.installation import SECRETS_FILE, SECRETS_SOURCE
-from tests.live.test_secrets import CALLS, CHAT, MANAGER, Vault
 from tests.support.eventually import eventually_sync
 from tests.support.gateway import model
 from tests.support.provider import FakeProvider
 from tests.support.proxy import ProxyProcess
 from tests.support.redis import RedisServer
+from tests.support.secret_proxy import CALLS, CHAT, MANAGER, FileVault
 from tests.support.vault import VaultDouble
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(600)]
@@ -90,7 +89,7 @@ class Search:
 class Stage:
     proxy: ProxyProcess
     provider: FakeProvider
-    vault: Vault
+    vault: FileVault
     hashicorp: VaultDouble
     redis: RedisServer
     search: Search
@@ -103,7 +102,7 @@ class Stage:
         return value
 
 
-def configured(provider: FakeProvider, vault: Vault, hashicorp: VaultDouble) -> dict[str, Any]:
+def configured(provider: FakeProvider, vault: FileVault, hashicorp: VaultDouble) -> dict[str, Any]:
     headers = {"x-team": "os.environ/hashicorp://secret/team#header"}
     named = {"credential_name": "shared", "credential_values": {"api_key": "os.environ/env://CREDENTIAL"}}
     return {
@@ -147,7 +146,7 @@ def stage(
         names = ("MASTER", "OPENAI", "ANTHROPIC", "CREDENTIAL", "HEADER", "EMBED", "TOKEN", "PASSWORD")
         search.values = {name: marked(f"sk-{name.lower()}") for name in names}
         values = search.values
-        vault = Vault(tmp_path_factory.mktemp("vault"))
+        vault = FileVault(tmp_path_factory.mktemp("vault"))
         # PostgreSQL trusts whoever is here, whatever the password.
         store = url.replace("postgresql://postgres@", f"postgresql://postgres:{values['PASSWORD']}@")
         assert values["PASSWORD"] in store
@@ -161,24 +160,6 @@ def stage(
         environ |= {"LITELLM_MASTER_KEY": ""}
         with ProxyProcess(config, env=environ, arguments=["--detailed_debug"]) as proxy:
             yield Stage(proxy, shared_provider, vault, hashicorp, shared_redis, search, config)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def manager_file(monkeypatch_module: pytest.MonkeyPatch) -> None:
-    """Every proxy here has our secret manager beside its config."""
-    made = ProxyProcess.__init__
-
-    def with_manager(self: ProxyProcess, *arguments: Any, **more: Any) -> None:
-        made(self, *arguments, **more)
-        (self.config.parent / SECRETS_FILE).write_text(SECRETS_SOURCE)
-
-    monkeypatch_module.setattr(ProxyProcess, "__init__", with_manager)
-
-
-@pytest.fixture(scope="module")
-def monkeypatch_module() -> Iterator[pytest.MonkeyPatch]:
-    with pytest.MonkeyPatch.context() as patch:
-        yield patch
 
 
 def admin(stage: Stage, timeout: float = 20) -> httpx.Client:
@@ -232,7 +213,7 @@ def test_rotations(stage: Stage) -> None:
     with admin(stage) as client:
         for name in ("chat", "chat-stream", "completion-stream", "responses", "messages-of-openai"):
             path, body = CALLS[name]
-            old = stage.vault._values["OPENAI"]
+            old = stage.vault.values["OPENAI"]
             new = stage.rotate("OPENAI")
             stage.provider.reset()
             stage.provider.script(api_key=old, status=401)
@@ -365,7 +346,7 @@ def test_nothing_is_found_anywhere(stage: Stage) -> None:
         for file in folder.rglob("*"):
             if file.is_file():
                 search.look(str(file), file.read_bytes())
-    store = stage.vault._values["STORE"]
+    store = stage.vault.values["STORE"]
     dump = subprocess.run(
         [sys.executable, "-c", DUMP, store], capture_output=True, check=True, env={**os.environ}
     ).stdout

@@ -14,91 +14,34 @@ from typing import Any
 import httpx
 import pytest
 
-from core.installation import SECRETS_FILE, SECRETS_SOURCE
 from tests.support.eventually import eventually, eventually_sync
-from tests.support.gateway import model
 from tests.support.provider import FakeProvider
 from tests.support.proxy import ProxyProcess
+from tests.support.secret_proxy import CALLS, CHAT, FileVault, proxy_with
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(300)]
 
-MANAGER = {
-    "key_management_system": "custom",
-    "key_management_settings": {"custom_secret_manager": "orchestration_secrets.SecretManager"},
-}
-CHAT = {"messages": [{"role": "user", "content": "What is the answer?"}]}
-CALLS = {
-    "chat": ("/v1/chat/completions", {"model": "small", **CHAT}),
-    "chat-stream": ("/v1/chat/completions", {"model": "small", **CHAT, "stream": True}),
-    "completion": ("/v1/completions", {"model": "small", "prompt": "What is the answer?"}),
-    "completion-stream": ("/v1/completions", {"model": "small", "prompt": "What is the answer?", "stream": True}),
-    "embedding": ("/v1/embeddings", {"model": "embed", "input": "What is the answer?"}),
-    "responses": ("/v1/responses", {"model": "small", "input": "What is the answer?"}),
-    "responses-stream": ("/v1/responses", {"model": "small", "input": "What is the answer?", "stream": True}),
-    "messages": ("/v1/messages", {"model": "claude", "max_tokens": 20, **CHAT}),
-    "messages-stream": ("/v1/messages", {"model": "claude", "max_tokens": 20, **CHAT, "stream": True}),
-    "messages-of-openai": ("/v1/messages", {"model": "small", "max_tokens": 20, **CHAT}),
-}
-
-
-class Vault:
-    """The file of the local provider: a vault whose secrets a test writes."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "secrets.env"
-        self._values: dict[str, str] = {}
-
-    def put(self, **values: str) -> None:
-        self._values.update(values)
-        fresh = self.path.with_suffix(".new")
-        fresh.touch(mode=0o600)
-        fresh.write_text("".join(f"{name}={value}\n" for name, value in self._values.items()))
-        fresh.replace(self.path)
-
-
-def proxy_with(provider: FakeProvider, vault: Vault, folder: Path, **more: Any) -> ProxyProcess:
-    config = {
-        "litellm_settings": {"callbacks": ["litellm_orchestration.callback"]},
-        "general_settings": {"master_key": "os.environ/LITELLM_MASTER_KEY", **MANAGER},
-        "model_list": [
-            model("small", provider.url, api_key="os.environ/env://OPENAI"),
-            model("claude", provider.origin, provider="anthropic", api_key="os.environ/env://ANTHROPIC"),
-            model("embed", provider.url, mode="embedding", api_key="os.environ/env://OPENAI"),
-            model("other", provider.url, api_key="sk-other"),
-        ],
-        "orchestration": {
-            "secrets": {"providers": {"local": {"file": str(vault.path)}}},
-            "routing": {"policies": {"smart": {"candidates": ["small", "other"]}}},
-            **more,
-        },
-    }
-    proxy = ProxyProcess(config)
-    (proxy.config.parent / SECRETS_FILE).write_text(SECRETS_SOURCE)
-    return proxy
-
 
 @pytest.fixture(scope="module")
-def vault(tmp_path_factory: pytest.TempPathFactory) -> Vault:
-    made = Vault(tmp_path_factory.mktemp("vault"))
+def vault(tmp_path_factory: pytest.TempPathFactory) -> FileVault:
+    made = FileVault(tmp_path_factory.mktemp("vault"))
     made.put(OPENAI="sk-openai-1", ANTHROPIC="sk-anthropic-1")
     return made
 
 
 @pytest.fixture(scope="module")
-def proxy(
-    shared_provider: FakeProvider, vault: Vault, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[ProxyProcess]:
-    with proxy_with(shared_provider, vault, tmp_path_factory.mktemp("proxy")) as running:
+def proxy(shared_provider: FakeProvider, vault: FileVault) -> Iterator[ProxyProcess]:
+    with proxy_with(shared_provider, vault) as running:
         yield running
 
 
-def current_key(vault: Vault, path: str, body: dict[str, Any]) -> str:
+def current_key(vault: FileVault, path: str, body: dict[str, Any]) -> str:
     return "ANTHROPIC" if body["model"] == "claude" else "OPENAI"
 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_each_call_carries_the_key_of_the_vault(
-    name: str, proxy: ProxyProcess, provider: FakeProvider, vault: Vault
+    name: str, proxy: ProxyProcess, provider: FakeProvider, vault: FileVault
 ) -> None:
     path, body = CALLS[name]
     with proxy.client() as client:
@@ -106,17 +49,17 @@ def test_each_call_carries_the_key_of_the_vault(
     assert answer.status_code == 200, answer.text
     (attempt,) = provider.attempts
     assert "retry_policy" not in json.dumps(attempt.body)
-    assert attempt.api_key == vault._values[current_key(vault, path, body)]
+    assert attempt.api_key == vault.values[current_key(vault, path, body)]
 
 
 @pytest.mark.parametrize("status", [401, 403])
 @pytest.mark.parametrize("name", CALLS)
 def test_a_key_that_was_rotated_and_revoked_at_once_fails_no_request(
-    name: str, status: int, proxy: ProxyProcess, provider: FakeProvider, vault: Vault
+    name: str, status: int, proxy: ProxyProcess, provider: FakeProvider, vault: FileVault
 ) -> None:
     path, body = CALLS[name]
     secret = current_key(vault, path, body)
-    old = vault._values[secret]
+    old = vault.values[secret]
     new = f"{old}-{name}-{status}"
     vault.put(**{secret: new})
     provider.script(api_key=old, status=status)
@@ -129,9 +72,9 @@ def test_a_key_that_was_rotated_and_revoked_at_once_fails_no_request(
 
 
 def test_the_deployment_is_not_cooled_down_and_no_fallback_is_taken(
-    proxy: ProxyProcess, provider: FakeProvider, vault: Vault
+    proxy: ProxyProcess, provider: FakeProvider, vault: FileVault
 ) -> None:
-    old = vault._values["OPENAI"]
+    old = vault.values["OPENAI"]
     vault.put(OPENAI=f"{old}-next")
     provider.script(api_key=old, status=401)
     with proxy.client() as client:
@@ -140,8 +83,10 @@ def test_the_deployment_is_not_cooled_down_and_no_fallback_is_taken(
     assert {attempt.model for attempt in provider.attempts} == {"small"}
 
 
-def test_a_bad_new_key_gives_way_to_the_one_before(proxy: ProxyProcess, provider: FakeProvider, vault: Vault) -> None:
-    good = vault._values["OPENAI"]
+def test_a_bad_new_key_gives_way_to_the_one_before(
+    proxy: ProxyProcess, provider: FakeProvider, vault: FileVault
+) -> None:
+    good = vault.values["OPENAI"]
     with proxy.client() as client:
         assert client.post("/v1/chat/completions", json={"model": "small", **CHAT}).status_code == 200
         vault.put(OPENAI="sk-mistyped")
@@ -165,7 +110,7 @@ def listed(client: httpx.Client) -> list[dict[str, Any]]:
     return answer.json()["secrets"]
 
 
-def test_administrators_see_every_reference_and_no_value(proxy: ProxyProcess, vault: Vault) -> None:
+def test_administrators_see_every_reference_and_no_value(proxy: ProxyProcess, vault: FileVault) -> None:
     with proxy.client() as client:
         entries = {entry["reference"]: entry for entry in listed(client)}
         text = json.dumps(entries)
@@ -173,12 +118,12 @@ def test_administrators_see_every_reference_and_no_value(proxy: ProxyProcess, va
     assert entries["env://OPENAI"]["models"] == ["small", "embed"]
     assert entries["env://OPENAI"]["places"][0] == "model_list[0].litellm_params.api_key"
     assert entries["env://ANTHROPIC"]["state"] == "fresh"
-    assert not [value for value in vault._values.values() if value in text]
+    assert not [value for value in vault.values.values() if value in text]
 
 
-def test_the_audit_has_what_happened_and_its_chain_holds(proxy: ProxyProcess, vault: Vault) -> None:
+def test_the_audit_has_what_happened_and_its_chain_holds(proxy: ProxyProcess, vault: FileVault) -> None:
     with proxy.client() as client:
-        vault.put(ANTHROPIC=f"{vault._values['ANTHROPIC']}-audited")
+        vault.put(ANTHROPIC=f"{vault.values['ANTHROPIC']}-audited")
         assert client.post("/orchestration/secrets/refresh").status_code == 200
 
         def rotated() -> bool:
@@ -190,7 +135,7 @@ def test_the_audit_has_what_happened_and_its_chain_holds(proxy: ProxyProcess, va
         page = client.get("/orchestration/secrets/audit", params={"limit": "1000"}).text
         assert client.get("/orchestration/secrets/audit", params={"limit": "-1"}).status_code == 400
     assert '"secret.fetched"' in page, "the start is in it"
-    assert not [value for value in vault._values.values() if value in page]
+    assert not [value for value in vault.values.values() if value in page]
     tool = Path(sys.executable).with_name("llm-orchestration")
     for arguments in (["audit", "--verify"], ["audit", "--json"]):
         done = subprocess.run([tool, "secrets", *arguments], cwd=proxy.cwd, capture_output=True, text=True)
@@ -238,8 +183,10 @@ def test_a_key_that_is_simply_wrong_is_the_clients_401_after_one_attempt_each(
     assert len(provider.attempts) <= 2
 
 
-async def test_rotation_under_load_fails_no_request(proxy: ProxyProcess, provider: FakeProvider, vault: Vault) -> None:
-    old = vault._values["OPENAI"]
+async def test_rotation_under_load_fails_no_request(
+    proxy: ProxyProcess, provider: FakeProvider, vault: FileVault
+) -> None:
+    old = vault.values["OPENAI"]
     statuses: list[int] = []
     stop = asyncio.Event()
 
@@ -261,20 +208,20 @@ async def test_rotation_under_load_fails_no_request(proxy: ProxyProcess, provide
     assert any(attempt.api_key.endswith("-under-load") for attempt in provider.attempts)
 
 
-def test_litellm_keeps_a_placeholder_and_no_key(proxy: ProxyProcess, vault: Vault) -> None:
+def test_litellm_keeps_a_placeholder_and_no_key(proxy: ProxyProcess, vault: FileVault) -> None:
     with proxy.client() as client:
         info = client.get("/model/info").text
-    assert not [value for value in vault._values.values() if value in info]
-    assert not [value for value in vault._values.values() if value in proxy.log_text()]
+    assert not [value for value in vault.values.values() if value in info]
+    assert not [value for value in vault.values.values() if value in proxy.log_text()]
     assert json.loads(info)["data"]
 
 
 def test_a_secret_that_is_not_there_makes_its_model_unavailable_until_it_is(
     shared_provider: FakeProvider, tmp_path: Path
 ) -> None:
-    vault = Vault(tmp_path)
+    vault = FileVault(tmp_path)
     vault.put(ANTHROPIC="sk-anthropic-1")
-    with proxy_with(shared_provider, vault, tmp_path) as proxy, proxy.client() as client:
+    with proxy_with(shared_provider, vault) as proxy, proxy.client() as client:
         assert "env://OPENAI has no value" in proxy.log_text()
         assert "model_list[0].litellm_params.api_key" in proxy.log_text()
         fallback = client.post("/v1/chat/completions", json={"model": "smart", **CHAT})
@@ -290,9 +237,9 @@ def test_a_secret_that_is_not_there_makes_its_model_unavailable_until_it_is(
 
 
 def test_production_does_not_start_without_its_secrets(shared_provider: FakeProvider, tmp_path: Path) -> None:
-    vault = Vault(tmp_path)
+    vault = FileVault(tmp_path)
     vault.put(ANTHROPIC="sk-anthropic-1")
-    proxy = proxy_with(shared_provider, vault, tmp_path)
+    proxy = proxy_with(shared_provider, vault)
     text = proxy.config.read_text().replace(
         "master_key: os.environ/LITELLM_MASTER_KEY", "master_key: os.environ/env://NOT_THERE"
     )

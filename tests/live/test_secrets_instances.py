@@ -8,10 +8,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.live.test_secrets import CHAT, Vault, proxy_with
 from tests.support.eventually import eventually_sync
 from tests.support.provider import FakeProvider
 from tests.support.redis import RedisServer
+from tests.support.secret_proxy import CHAT, FileVault, proxy_with
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(300)]
 
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.live, pytest.mark.timeout(300)]
 def test_a_refresh_on_one_instance_reaches_the_other_within_a_second(
     provider: FakeProvider, redis_server: RedisServer, postgres_url: str, tmp_path: Path
 ) -> None:
-    vault = Vault(tmp_path)
+    vault = FileVault(tmp_path)
     vault.put(OPENAI="sk-1", ANTHROPIC="sk-a", STORE=postgres_url, REDIS=redis_server.url)
     shared = {
         "store": {"url": "os.environ/env://STORE"},
@@ -35,7 +35,7 @@ def test_a_refresh_on_one_instance_reaches_the_other_within_a_second(
         return provider.attempts[-1].api_key == key
 
     with ExitStack() as stack:
-        one, other = (proxy_with(provider, vault, tmp_path, **shared) for _ in range(2))
+        one, other = (proxy_with(provider, vault, **shared) for _ in range(2))
         for proxy in (one, other):
             proxy.spawn()
             stack.callback(proxy.close)

@@ -21,6 +21,7 @@ import httpx
 import psutil
 import yaml
 
+from core.installation import SECRETS_FILE, SECRETS_SOURCE, names_our_secret_manager
 from tests.support import processes
 from tests.support.eventually import eventually_sync
 
@@ -64,11 +65,14 @@ def proxy_environment(home: Path, **extra: str) -> dict[str, str]:
 
 
 def write_config(config: Mapping[str, Any] | Path, folder: Path) -> Path:
-    """The path of a config.yaml: the file given, or a mapping written into `folder`."""
+    """The path of a config.yaml: the file given, or a mapping written into `folder`, with our secret manager's file
+    beside it where it names that."""
     if isinstance(config, Path):
         return config.resolve()
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False))
+    if names_our_secret_manager(dict(config)):
+        (folder / SECRETS_FILE).write_text(SECRETS_SOURCE)
     return path
 
 

@@ -2,22 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
-
-import pytest
 
 from core.audit import OPENED, AuditRecord, ChainReader, Entry, Head, chained, genesis, record_hash
-from core.store import AuditQuery, Store, open_store
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    opened = open_store(f"sqlite:///{tmp_path}/audit.db")
-    await opened.upgrade()
-    yield opened
-    await opened.close()
+from core.store import AuditQuery, Store
 
 
 def record(number: int) -> AuditRecord:

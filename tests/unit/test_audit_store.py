@@ -2,7 +2,7 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,19 +20,11 @@ def record(number: int, **more: str) -> AuditRecord:
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    opened = open_store(f"sqlite:///{tmp_path}/audit.db")
-    await opened.upgrade()
-    yield opened
-    await opened.close()
-
-
-@pytest.fixture
 def tamper(tmp_path: Path) -> Callable[[str], None]:
     """Change the table as somebody does who has the file."""
 
     def change(statement: str) -> None:
-        connection = sqlite3.connect(tmp_path / "audit.db")
+        connection = sqlite3.connect(tmp_path / "store.db")
         for name in ("update", "delete"):
             connection.execute(f"DROP TRIGGER IF EXISTS audit_records_no_{name}")
         assert connection.execute(statement).rowcount > 0
@@ -72,7 +64,7 @@ async def test_appending_the_same_again_adds_nothing(store: Store) -> None:
 
 async def test_a_restart_goes_on_with_the_chain(store: Store, tmp_path: Path) -> None:
     await store.audit.append("one", [record(1)])
-    again = open_store(f"sqlite:///{tmp_path}/audit.db")
+    again = open_store(f"sqlite:///{tmp_path}/store.db")
     await again.audit.append("one", [record(2)])
     found = await again.audit.verify()
     assert ([head.seq for head in found.heads], found.broken) == ([3], ())
@@ -81,7 +73,7 @@ async def test_a_restart_goes_on_with_the_chain(store: Store, tmp_path: Path) ->
 
 async def test_nobody_changes_or_deletes_a_record_by_mistake(store: Store, tmp_path: Path) -> None:
     await two_chains(store)
-    connection = sqlite3.connect(tmp_path / "audit.db")
+    connection = sqlite3.connect(tmp_path / "store.db")
     for statement in ("UPDATE audit_records SET actor = 'bob'", "DELETE FROM audit_records"):
         with pytest.raises(sqlite3.IntegrityError, match="never changed or deleted"):
             connection.execute(statement)
@@ -148,7 +140,7 @@ async def test_a_head_that_was_noted_shows_a_history_that_was_written_anew(
 
 
 async def test_writers_at_once_keep_their_chains(tmp_path: Path, store: Store) -> None:
-    stores = [open_store(f"sqlite:///{tmp_path}/audit.db") for _ in range(3)]
+    stores = [open_store(f"sqlite:///{tmp_path}/store.db") for _ in range(3)]
 
     async def write(number: int) -> None:
         for step in range(10):

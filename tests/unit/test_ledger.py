@@ -4,7 +4,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -15,14 +14,6 @@ from core.ledger import Ledger
 from core.store import Store, open_store
 from tests.support.eventually import eventually
 from tests.unit import ledger_cases as cases
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    store = open_store(f"sqlite:///{tmp_path}/store.db")
-    await store.upgrade()
-    yield store
-    await store.close()
 
 
 async def test_an_event_comes_back_whole_and_a_second_write_changes_nothing(store: Store) -> None:

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -11,16 +10,8 @@ from click.testing import CliRunner
 
 from core.cli.report import report
 from core.errors import StoreError
-from core.store import Store, open_store
+from core.store import Store
 from tests.unit import ledger_cases as cases
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    store = open_store(f"sqlite:///{tmp_path}/store.db")
-    await store.upgrade()
-    yield store
-    await store.close()
 
 
 def run(tmp_path: Path, *arguments: str, store: str = "store.db") -> tuple[int, str]:

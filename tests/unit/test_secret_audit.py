@@ -1,15 +1,13 @@
 """What happens to secrets goes into the audit: in batches, through outages, bounded, never a value."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
 from core.errors import BadField, StoreError
 from core.settings import Settings
 from core.settings.reference import SecretReference
-from core.store import Store, open_store
+from core.store import Store
 from secrets_manager.audit import SecretAudit
 from secrets_manager.audit_page import audit_page
 from secrets_manager.resolver import Happened, SecretEvent
@@ -17,14 +15,6 @@ from secrets_manager.service import SecretService
 from tests.support.clock import Clock
 from tests.support.eventually import eventually
 from tests.support.vault_of_values import VaultOfValues
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    opened = open_store(f"sqlite:///{tmp_path}/audit.db")
-    await opened.upgrade()
-    yield opened
-    await opened.close()
 
 
 class Away:
