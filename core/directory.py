@@ -53,6 +53,11 @@ class Directory:
             return None
         return hash_key(value)
 
+    @property
+    def entries(self) -> Mapping[str, Key]:
+        """The keys of the configuration by their hash."""
+        return self._keys
+
     def key(self, presented: str) -> tuple[str, Key] | None:
         """The hash and the entry of a presented key, None if it is not one of ours.
 

@@ -98,3 +98,42 @@ class StoreUnavailable(RequestRefused):
     status = 503
     type = "service_unavailable"
     code = "store_unavailable"
+
+
+class RateLimited(RequestRefused):
+    """More requests or tokens than a rate allows, or more at once than may run in parallel."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+
+class Overloaded(RequestRefused):
+    """The proxy has as many requests at work and waiting as it may."""
+
+    status = 503
+    type = "service_unavailable"
+    code = "overloaded"
+
+
+class BudgetExceeded(RequestRefused):
+    """A budget has too little left for the request, which needs at least `needed_nano` nano-dollars."""
+
+    status = 429
+    type = "insufficient_quota"
+    code = "budget_exceeded"
+    needed_nano: int = 0
+
+
+class CostUnbounded(RequestRefused):
+    """Nothing says what the request can cost at most, and a budget has to hold."""
+
+    code = "cost_unbounded"
+
+
+class BudgetsUnavailable(RequestRefused):
+    """What budgets have left is not known at the moment, and they have to hold."""
+
+    status = 503
+    type = "service_unavailable"
+    code = "budgets_unavailable"

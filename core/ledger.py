@@ -12,9 +12,11 @@ from typing import Protocol
 
 import orjson
 
+from core.budgets import Balance
 from core.errors import StoreError
 from core.journal import Amendment, Batch, Journal, Rejected, Segment, decode_lines
-from core.journal.record import encode
+from core.journal.record import encode, unanswered
+from core.journal.segment import is_newest
 from core.usage import UsageEvent
 
 _LOG = logging.getLogger("orchestration.ledger")
@@ -25,10 +27,19 @@ _BATCH_BYTES = 2 << 20
 _INLINE_BYTES = 64 << 10  # decoding more than this (about 1 ms) would be felt by requests on the same loop
 
 
+class Stored(Protocol):
+    """What the store says of one batch; `core.store.Written` has it."""
+
+    @property
+    def balances(self) -> Sequence[Balance]:
+        """What every account that the batch's attempts name has spent now."""
+        ...
+
+
 class UsageStore(Protocol):
     """What the ledger needs of the store; `core.store.UsageRepository` has it."""
 
-    async def write(self, events: Sequence[UsageEvent], amendments: Sequence[Amendment] = ()) -> object:
+    async def write(self, events: Sequence[UsageEvent], amendments: Sequence[Amendment] = ()) -> Stored:
         """All or nothing, idempotent by request id. Raises StoreError, or RecordRefused for values it cannot hold."""
         ...
 
@@ -64,6 +75,12 @@ class Ledger:
     The journal's files are the queue: however long the database is away, memory stays flat, and segments that a killed
     process left behind are taken over and written as well. A record the database cannot hold is moved to
     `rejected.jsonl` beside the segments, loudly, and the rest goes on.
+
+    Attempts that a killed process had sent, and whose request has no event, become events too: of a segment, once every
+    later one of the same instance is in the store, since that is where the answer would stand.
+
+    `on_written` is called on the event loop with the events that the store has now, whoever wrote them first, and the
+    balances of the accounts that their attempts name.
     """
 
     def __init__(
@@ -74,14 +91,21 @@ class Ledger:
         clock: Callable[[], float] = time.time,
         linger: float = 1.0,
         batch_bytes: int = _BATCH_BYTES,
+        on_written: Callable[[Sequence[UsageEvent], Sequence[Balance]], None] | None = None,
     ) -> None:
         self._journal = journal
         self._store = store
         self._clock = clock
         self._linger = linger
         self._batch_bytes = batch_bytes
+        self._on_written = on_written
         self._adopted: list[Segment] = []
+        self._killed: dict[Segment, list[UsageEvent]] = {}
+        """Of adopted segments that are in the store: the requests that their process was killed over."""
+        self._scan: asyncio.Task[tuple[list[UsageEvent], list[Rejected]]] | None = None
         self._look_again = 0.0
+        self._looks = 0
+        """How often it was looked for what the dead left."""
         self._wake = asyncio.Event()
         self._progress = asyncio.Condition()
         self._task: asyncio.Task[None] | None = None
@@ -112,9 +136,13 @@ class Ledger:
             # A thread still reads the file: it must not be closed under its hands.
             await asyncio.wait([self._ahead.batch])
             self._ahead = None
+        if self._scan is not None:
+            await asyncio.wait([self._scan])
+            self._scan = None
         for segment in self._adopted:
             segment.close()
         self._adopted.clear()
+        self._killed.clear()
 
     async def flush(self, within: float = 10) -> bool:
         """Wait until everything appended so far is in the store; False if that took longer than `within` seconds."""
@@ -128,6 +156,18 @@ class Ledger:
         except TimeoutError:
             return False
         return True
+
+    async def catch_up(self, within: float = 10) -> bool:
+        """As `flush`, and with everything that processes which are no more have left behind."""
+        self._look_again = 0.0
+        self._wake.set()
+        try:
+            async with asyncio.timeout(within), self._progress:
+                before = self._looks
+                await self._progress.wait_for(lambda: self._looks > before and not self._adopted)
+        except TimeoutError:
+            return False
+        return await self.flush(within)
 
     def status(self) -> LedgerStatus:
         """Where it stands now."""
@@ -164,6 +204,8 @@ class Ledger:
             else:
                 self._failures = 0
                 self._last_error = None
+                async with self._progress:
+                    self._progress.notify_all()
                 if not more:
                     self._oldest_ms = None
                     await self._rest(self._linger)
@@ -176,6 +218,7 @@ class Ledger:
                 waiting = sum(segment.unread for segment in found)
                 _LOG.info("taking over %d usage records from %d journal files", waiting, len(found))
             self._adopted += found
+            self._looks += 1
 
     async def _one_round(self) -> bool:
         """What waits in memory, one batch of our own records and one of each adopted segment; whether more is there."""
@@ -184,13 +227,40 @@ class Ledger:
         await self._one_batch(own[0])
         if len(own) > 1 and not own[0].backlog:
             self._journal.release(own[0])
-        for segment in list(self._adopted):
+        for segment in self._adopted:
             await self._one_batch(segment)
+        # The newest first: what was sent before a segment ended may have been answered in the next.
+        for segment in sorted(self._adopted, key=lambda each: each.number, reverse=True):
             if not segment.backlog:
-                self._adopted.remove(segment)
-                segment.delete()
+                await self._finish(segment)
         # A few new lines may linger, so that they make one transaction and not many.
-        return len(own) > 1 or bool(self._adopted) or own[0].backlog >= self._batch_bytes
+        adopted = any(segment.backlog for segment in self._adopted)
+        return len(own) > 1 or adopted or own[0].backlog >= self._batch_bytes
+
+    async def _finish(self, segment: Segment) -> None:
+        """Charge what the segment's process was killed over, and delete it; later, where that cannot be known yet."""
+        if segment not in self._killed:
+            # From the beginning: an attempt may have been sent long before the store got to where it is.
+            self._scan = asyncio.create_task(asyncio.to_thread(lambda: unanswered(segment.chunks())))
+            found, unreadable = await asyncio.shield(self._scan)
+            self._scan = None
+            if unreadable:
+                self._set_aside(unreadable)
+            self._killed[segment] = found
+        killed = self._killed[segment]
+        if killed:
+            if not is_newest(segment):
+                return
+            rejected = await self._write(killed, ())
+            if rejected:
+                self._set_aside(rejected)
+            self._written += len(killed) - len(rejected)
+            _LOG.warning(
+                "%d requests were in flight when %s ended; charged what was reserved", len(killed), segment.instance
+            )
+        del self._killed[segment]
+        self._adopted.remove(segment)
+        segment.delete()
 
     async def _what_the_disk_refused(self) -> None:
         """Store what only memory holds while the disk takes nothing: a kill would lose it, and it fills up."""
@@ -254,17 +324,27 @@ class Ledger:
         if not events and not amendments:
             return []
         try:
-            await self._store.write(events, amendments)
-            return []
+            stored = await self._store.write(events, amendments)
         except RecordRefused as refused:
             if len(events) + len(amendments) == 1:
                 return [Rejected(encode([*events, *amendments][0]).rstrip(), str(refused))]
+        else:
+            self._tell(events, stored.balances)
+            return []
         half, later = len(events) // 2, len(amendments) // 2
         if len(events) == 1:
             # The event before its amendments, each on its own.
             return await self._write(events, ()) + await self._write((), amendments)
         first = await self._write(events[:half], amendments[:later])
         return first + await self._write(events[half:], amendments[later:])
+
+    def _tell(self, events: Sequence[UsageEvent], balances: Sequence[Balance]) -> None:
+        if self._on_written is None:
+            return
+        try:
+            self._on_written(events, balances)
+        except Exception:
+            _LOG.exception("%d usage records are in the store, but whoever follows that failed", len(events))
 
     def _set_aside(self, rejected: Sequence[Rejected]) -> None:
         path = self._journal.directory / "rejected.jsonl"

@@ -13,13 +13,15 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
+from enum import IntEnum
 from typing import Any, Protocol, Self, cast
+from urllib.parse import quote
 
 import httpx
 import orjson
 
 from core.errors import OrchestrationError
-from core.settings.reference import LATEST, KeyVaultProvider, SecretReference
+from core.settings.reference import LATEST, PREFIX, KeyVaultProvider, SecretReference
 
 __all__ = [
     "Gateway",
@@ -28,6 +30,7 @@ __all__ = [
     "GatewayResponse",
     "KeyVaultClientService",
     "KeyVaultProvider",
+    "ModelPriority",
     "SecretReference",
     "get_gateway",
 ]
@@ -45,6 +48,14 @@ class KeyVaultClientService:
         """A reference to a secret of `provider`: azure, aws, hashicorp, local. Raises MalformedReference, a ValueError,
         for one that its vault cannot have."""
         return SecretReference(provider, secret_identifier, version, field)
+
+
+class ModelPriority(IntEnum):
+    """Which of several models is preferred; 1 comes first."""
+
+    HIGH = 1
+    MEDIUM = 2
+    LOW = 3
 
 
 class GatewayError(OrchestrationError):
@@ -161,6 +172,50 @@ class Gateway:
         answer = await client.get("/orchestration/status")
         _raise_for(answer.status_code, answer.content)
         return cast("dict[str, Any]", answer.json())
+
+    async def admin_add_model(
+        self,
+        model_id: str,
+        provider: str,
+        model_name: str,
+        api_key_secret_ref: SecretReference | None = None,
+        priority: ModelPriority | int | None = None,
+        cost_per_token: Decimal | float | None = None,
+        max_tokens: int | None = None,
+        *,
+        output_cost_per_token: Decimal | float | None = None,
+        api_base: str | None = None,
+    ) -> bool:
+        """Have the proxy serve a model of `provider` under the name `model_id`, from now on and after a restart.
+
+        `model_name` is what the provider calls it. `cost_per_token` is US dollars for an input token, and for an output
+        token too unless that is given; without it the prices are LiteLLM's. `max_tokens` is how many it can take. True;
+        raises `GatewayError` where the proxy refuses: no administrator's key, a model of this id, a bad reference.
+        """
+        output_cost = cost_per_token if output_cost_per_token is None else output_cost_per_token
+        info = {
+            "priority": None if priority is None else int(priority),
+            "max_tokens": max_tokens,
+            "input_cost_per_token": None if cost_per_token is None else float(cost_per_token),
+            "output_cost_per_token": None if output_cost is None else float(output_cost),
+        }
+        parameters = {
+            "model": f"{provider}/{model_name}",
+            "api_key": None if api_key_secret_ref is None else f"{PREFIX}{api_key_secret_ref.uri}",
+            "api_base": api_base,
+        }
+        client = await self._open()
+        answer = await client.put(
+            f"/orchestration/models/{quote(model_id, safe='')}",
+            headers={"if-none-match": "*"},
+            json={
+                "model_name": model_id,
+                "litellm_params": {name: value for name, value in parameters.items() if value is not None},
+                "model_info": {name: value for name, value in info.items() if value is not None},
+            },
+        )
+        _raise_for(answer.status_code, answer.content)
+        return True
 
     async def close(self) -> None:
         if self._client is not None:

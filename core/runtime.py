@@ -8,20 +8,36 @@ import socket
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from core.audit import AuditRecord
+from core.budgets import Balance
 from core.errors import ConfigError, StoreError, StoreLocked
 from core.journal import Journal
 from core.ledger import Ledger
+from core.live_overlay import OVERLAY, Change, LiveOverlay, problems_of
 from core.model_list import ModelListChange, by_id, compare, group_names
-from core.settings import Finding, InvalidConfig, Loaded, Settings, cross_check, load, shared_state_url, store_url
+from core.overlay import Overlay
+from core.settings import (
+    Finding,
+    InvalidConfig,
+    Loaded,
+    Settings,
+    cross_check,
+    is_reference,
+    load,
+    shared_state_url,
+    store_url,
+)
 from core.settings.reference import SecretReference, is_vault_reference
 from core.snapshot import Snapshot, take_snapshot
 from core.state.signals import Handler, Signals
 from core.store import Instance, Store, StoreLock, acquire_single_writer_lock, open_store
+from core.usage import UsageEvent
 from litellm_orchestration._version import __version__
 
 _LOG = logging.getLogger("orchestration")
@@ -63,29 +79,76 @@ class Runtime:
         self.ready = asyncio.Event()
         self.failure: Exception | None = None
         self.started_at = clock()
-        self.config_problems: tuple[Finding, ...] = ()
+        self._file_problems: tuple[Finding, ...] = ()
         self.restart_needed: tuple[str, ...] = ()
         self.price_version: str | None = None
         self.store: Store | None = None
         self.store_error: str | None = None
         self.ledger: Ledger | None = None
+        self.shared_url: str | None = None
+        """Redis, once this has started; None where state is in memory."""
         self.signals: Signals | None = None
         """To and from the other instances, where there is a Redis."""
         self._signal_handlers: dict[str, Handler] = {}
+        self._written_listeners: list[Callable[[Sequence[UsageEvent], Sequence[Balance]], None]] = []
         self._beside: list[Callable[[Store], Coroutine[None, None, None]]] = []
         self._proxy = proxy
         self._environ = environ
         self._clock = clock
         self._lock: StoreLock | None = None
-        self._loaded = load(config, environ) if config else _without_file(environ)
+        self._renewing = asyncio.Lock()
+        """Held while the settings change: by an edit, by an administrator, by news from the store."""
+        self._file = load(config, environ) if config else _without_file(environ)
+        """config.yaml in force, by itself."""
+        self._loaded = self._file
+        """It with the overlay over it."""
         self._first = self._loaded
         self.snapshot = self._take(self._loaded, 1)
         self._report_findings(self._loaded.findings)
         self.journal = Journal(Path(self.settings.journal.dir), self.instance, clock=clock)
+        self._live = LiveOverlay(
+            lambda overlay: self._renew(self._file, overlay),
+            self._renewing,
+            self.instance,
+            self.journal.directory,
+            clock,
+        )
+        self.on_signal(OVERLAY, self._live.hear)
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """Gives Unix seconds."""
+        return self._clock
 
     @property
     def settings(self) -> Settings:
         return self.snapshot.settings
+
+    @property
+    def config_problems(self) -> tuple[Finding, ...]:
+        """What is wrong with the file as it is now, and with the overlay in the store, and keeps it from being in
+        force."""
+        return (*self._file_problems, *self._live.problems)
+
+    @property
+    def overlay(self) -> Overlay:
+        """What administrators changed, in force over the file."""
+        return self._live.current
+
+    @property
+    def document(self) -> Mapping[str, Any]:
+        """The whole configuration in force, the overlay over the file, as LiteLLM sees it; Any because it is YAML."""
+        return self._loaded.document
+
+    @property
+    def file_document(self) -> Mapping[str, Any]:
+        """The configuration file in force, by itself."""
+        return self._file.document
+
+    @property
+    def disabled_deployments(self) -> frozenset[str]:
+        """The ids of the deployments that administrators have switched off."""
+        return self.overlay.disabled
 
     @property
     def bounds_spending(self) -> bool:
@@ -94,6 +157,14 @@ class Runtime:
     def beside(self, work: Callable[[Store], Coroutine[None, None, None]]) -> None:
         """Have `work` done with the store for as long as this runs, until it is cancelled; to be said before `run`."""
         self._beside.append(work)
+
+    def on_written(self, listener: Callable[[Sequence[UsageEvent], Sequence[Balance]], None]) -> None:
+        """Have `listener` told of what the ledger has in the store; to be said before `run`."""
+        self._written_listeners.append(listener)
+
+    def _tell_written(self, events: Sequence[UsageEvent], balances: Sequence[Balance]) -> None:
+        for listener in self._written_listeners:
+            listener(events, balances)
 
     def on_signal(self, kind: str, handler: Handler) -> None:
         """Have `handler` follow the signals of other instances; to be said before `run`."""
@@ -114,10 +185,10 @@ class Runtime:
 
     async def _start(self) -> None:
         self.store = open_store(store_url(self.settings, self._environ, self._proxy.secret))
-        shared = shared_state_url(self.settings, self._environ, self._proxy.secret)
-        if shared is not None:
-            self.signals = Signals(shared, self.instance)
-        self.ledger = Ledger(self.journal, self.store.usage, clock=self._clock)
+        self.shared_url = shared_state_url(self.settings, self._environ, self._proxy.secret)
+        if self.shared_url is not None:
+            self.signals = Signals(self.shared_url, self.instance)
+        self.ledger = Ledger(self.journal, self.store.usage, clock=self._clock, on_written=self._tell_written)
         await self._open_store()
         self.ledger.start()
         while not self._proxy.has_router():  # noqa: ASYNC110 - LiteLLM builds it in its own time and tells nobody
@@ -130,6 +201,7 @@ class Runtime:
         for reference in self.snapshot.directory.unresolved:
             _LOG.warning("orchestration.keys: no value behind %s; nobody can use that key", reference)
         self._proxy.announce_policies(self.snapshot.first_candidates, {})
+        await self._live.begin(self.store)
 
     async def _open_store(self) -> None:
         """Bring the schema up to date and take the lock; a store that is away is tried again by `_follow`."""
@@ -154,6 +226,9 @@ class Runtime:
         if self._lock is not None:
             await self._lock.release()
         if self.store is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_PING_SECONDS):
+                    await self._live.audit(self.store)
             await self.store.close()
 
     # -- following the file --------------------------------------------------------------------------------------
@@ -162,6 +237,7 @@ class Runtime:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._keep_promises())
             assert self.store is not None
+            tasks.create_task(self._live.follow(self.store))
             for work in self._beside:
                 tasks.create_task(work(self.store))
             if self.signals is not None:
@@ -198,6 +274,7 @@ class Runtime:
                 await self._beat()
             if not self._proxy.policies_announced(self.snapshot.first_candidates):
                 self._proxy.announce_policies(self.snapshot.first_candidates, {})
+            self._put_back_models()
 
     async def _beat(self) -> None:
         """Say in the store that this worker is there, and with which settings."""
@@ -218,32 +295,66 @@ class Runtime:
             _LOG.error("%s; usage is kept in the journal until the store is back", error)
 
     async def reload(self) -> bool:
-        """Read the file again and swap the settings if it is valid as a whole; whether anything was swapped.
+        """Read the file again and swap the settings if it is valid as a whole, alone and with the overlay over it;
+        whether anything was swapped.
 
         A file that is not changes nothing: the problems are logged in a line and kept in `config_problems`.
         """
         assert self.config is not None
-        try:
-            loaded = load(self.config, self._environ)
-            if loaded.digest == self._loaded.digest:
-                self.config_problems = ()
-                return False
-            if self._loaded.document and not loaded.document:
-                # Editors that write in place show this for a moment.
-                raise ConfigError(f"{self.config} is empty")
-            await asyncio.to_thread(self._proxy.read_secrets, loaded)
+        async with self._renewing:
             try:
-                self._swap(loaded)
-            except ConfigError:
-                await asyncio.to_thread(self._proxy.read_secrets, self._loaded)
-                raise
-        except ConfigError as error:
-            self.config_problems = (
-                tuple(_errors(error.findings)) if isinstance(error, InvalidConfig) else (_problem(error),)
-            )
-            _LOG.error("%s was changed but not taken over, the old settings stay: %s", self.config.name, error)
+                file = load(self.config, self._environ)
+                if self._file.document and not file.document:
+                    # Editors that write in place show this for a moment.
+                    raise ConfigError(f"{self.config} is empty")
+                changed = await self._renew(file, self.overlay)
+            except ConfigError as error:
+                self._file_problems = problems_of(error)
+                _LOG.error("%s was changed but not taken over, the old settings stay: %s", self.config.name, error)
+                return False
+            self._file_problems = ()
+            return changed
+
+    async def _renew(self, file: Loaded, overlay: Overlay) -> bool:
+        """Have the file, with the overlay over it, in force; whether that is something new.
+
+        The file is valid by itself, since it is what a proxy starts with. Raises ConfigError, and changes nothing,
+        where it is not with the overlay.
+        """
+        loaded = await asyncio.to_thread(file.under, overlay, self._environ) if overlay.entries else file
+        if loaded.digest == self._loaded.digest:
             return False
+        await asyncio.to_thread(self._proxy.read_secrets, loaded)
+        try:
+            self._swap(loaded)
+        except ConfigError:
+            await asyncio.to_thread(self._proxy.read_secrets, self._loaded)
+            raise
+        self._file = file
         return True
+
+    # -- the admin overlay ---------------------------------------------------------------------------------------
+
+    async def change_overlay(self, propose: Callable[[], Change | None], *, actor: str) -> Overlay:
+        """Change the admin overlay, as `LiveOverlay.change` does. `propose` finds the newest `overlay` and `document`
+        here."""
+        assert self.store is not None
+        return await self._live.change(propose, actor=actor, store=self.store, signals=self.signals)
+
+    async def note(self, record: AuditRecord) -> None:
+        """Have the audit say what an administrator did; what the store does not take now is tried again."""
+        assert self.store is not None
+        await self._live.note(record, self.store)
+
+    def _put_back_models(self) -> None:
+        """LiteLLM with a database takes models out of its router that it does not know."""
+        served = set(self._proxy.model_groups())
+        for name, entry in self.overlay.entries.get("models", {}).items():
+            if entry is not None and str(entry.get("model_name")) not in served:
+                try:
+                    self._proxy.apply_deployment(self._proxy.resolve_references(entry))
+                except Exception as error:
+                    _LOG.error("model %s of the admin overlay cannot be put back: %s", name, type(error).__name__)
 
     def secret_changed(self, document: SecretReference) -> None:
         """A secret has another value, or one at last: who is known by it changes."""
@@ -262,7 +373,6 @@ class Runtime:
         before, self.snapshot = self.snapshot, snapshot
         self.restart_needed = _restart_needed(self._first, loaded, change)
         self._loaded = loaded
-        self.config_problems = ()
         self._proxy.announce_policies(snapshot.first_candidates, before.first_candidates)
         self._report_findings(loaded.findings)
         _LOG.info("settings version %d (%s) in force", snapshot.version, snapshot.digest[:12])
@@ -272,18 +382,24 @@ class Runtime:
     def _apply(self, change: ModelListChange, before: Mapping[str, Mapping[str, Any]]) -> None:
         """Change the live router, or leave it as it was and raise `ConfigError`."""
         done: list[str] = []
+        resolved: list[Mapping[str, Any]] = []
         try:
             resolved = [self._proxy.resolve_references(entry) for entry in change.put]
             for entry in resolved:
                 done.append(entry["model_info"]["id"])
                 self._proxy.apply_deployment(entry)
+            served = self._proxy.model_groups()
+            if dropped := [str(entry["model_name"]) for entry in resolved if entry["model_name"] not in served]:
+                # LiteLLM logs what it has against a deployment, and goes on without it.
+                raise ValueError(f"{dropped[0]} is not served; LiteLLM's log says why")
         except Exception as error:
             for name in done:
                 if name in before:
                     self._proxy.apply_deployment(self._proxy.resolve_references(before[name]))
                 else:
                     self._proxy.remove_deployment(name)
-            raise ConfigError(f"model_list: the router did not take an entry: {error}") from error
+            message = _plain(error, change.put, resolved)
+            raise ConfigError(f"model_list: the router did not take an entry: {message}") from None
         for name in change.drop:
             self._proxy.remove_deployment(name)
 
@@ -362,8 +478,29 @@ def _without_file(environ: Mapping[str, str]) -> Loaded:
         return load(empty, environ)
 
 
-def _problem(error: ConfigError) -> Finding:
-    return Finding("error", (), str(error))
+def _plain(error: Exception, written: Sequence[Any], resolved: Sequence[Any]) -> str:
+    """What a router has against entries, with the references in them in place of what these resolve to."""
+    problems = getattr(error, "errors", None)
+    if callable(problems):
+        found = cast("list[dict[str, Any]]", problems(include_url=False, include_context=False, include_input=False))
+        message = "; ".join(f"{'.'.join(str(part) for part in one['loc'])}: {one['msg']}" for one in found)
+    else:
+        message = str(error)
+    for reference, value in _behind(written, resolved):
+        message = message.replace(value, reference)
+    return message
+
+
+def _behind(written: Any, resolved: Any) -> Iterator[tuple[str, str]]:
+    """The references in a configuration with what they resolve to."""
+    if isinstance(written, Mapping) and isinstance(resolved, Mapping):
+        for name, item in cast("Mapping[str, Any]", written).items():
+            yield from _behind(item, cast("Mapping[str, Any]", resolved).get(name))
+    elif isinstance(written, list | tuple) and isinstance(resolved, list | tuple):
+        for one, other in zip(cast("Sequence[Any]", written), cast("Sequence[Any]", resolved), strict=False):
+            yield from _behind(one, other)
+    elif isinstance(written, str) and is_reference(written) and isinstance(resolved, str) and resolved:
+        yield written, resolved
 
 
 def _model_list(loaded: Loaded) -> Sequence[Mapping[str, Any]]:

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 from core.access import TierAccess
+from core.budgets.catalog import Catalog
 from core.directory import Directory, Resolve
 from core.settings import Loaded, Settings
 from core.settings.models import Policy
@@ -16,6 +18,7 @@ class Snapshot:
     settings: Settings
     directory: Directory
     policies: Mapping[str, Policy]
+    catalog: Catalog
     digest: str
     version: int
     loaded_at: float
@@ -46,7 +49,22 @@ def take_snapshot(loaded: Loaded, resolve: Resolve, models: tuple[str, ...], ver
         settings=settings,
         directory=Directory(settings, resolve, models),
         policies=settings.routing.policies,
+        catalog=Catalog(settings.budgets, models, _aliases(loaded.document)),
         digest=loaded.digest,
         version=version,
         loaded_at=now,
     )
+
+
+def _aliases(document: Mapping[str, Any]) -> dict[str, str]:
+    """Other names of model groups in `router_settings`: alias -> group. LiteLLM also takes `{model, hidden}`."""
+    section: object = document.get("router_settings")
+    given: object = (
+        cast("Mapping[str, object]", section).get("model_group_alias") if isinstance(section, dict) else None
+    )
+    found: dict[str, str] = {}
+    for alias, target in cast("dict[str, object]", given).items() if isinstance(given, dict) else ():
+        group = cast("Mapping[str, object]", target).get("model") if isinstance(target, dict) else target
+        if isinstance(group, str):
+            found[str(alias)] = group
+    return found

@@ -1,12 +1,12 @@
 """Whether a request may run, and on which model groups."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from core.context import NOTHING_CLAIMED, Caller, Claims, RequestContext, output_limit, read_claims
 from core.errors import BadField, ModelNotAllowed
 from custom_router.router import Plan, rank
-from plugins import compat
+from plugins import compat, payment
 from plugins.exchange import Exchange
 from plugins.listing import permitted_policies
 
@@ -40,13 +40,30 @@ async def admit(runtime: "Runtime", exchange: Exchange, auth: Any, data: dict[st
             _why_not(context, plan), details={"model": context.asked_model, "tier": context.caller.tier}
         )
     exchange.plan = plan
+    await _enter(exchange, context, data, allowed)
     exchange.permits = dict.fromkeys(allowed, True)
+    asked = allowed
+
+    async def permitted_of(groups: Iterable[str]) -> list[str]:
+        return [group for group in groups if await permitted(runtime, exchange, group)]
+
+    allowed = await payment.first_attempt(exchange, data, allowed, permitted_of)
     _ask_for_usage(exchange, data, allowed)
-    if plan.policy is not None:
+    if plan.policy is not None or allowed != asked:
         data["model"] = allowed[0]
         data["fallbacks"] = allowed[1:]
     elif snapshot.enforces_access and data.get("fallbacks"):
         await _check_fallbacks(exchange, data["fallbacks"])
+
+
+async def _enter(exchange: Exchange, context: RequestContext, data: dict[str, Any], allowed: Sequence[str]) -> None:
+    """Rates, parallel requests, a place inside; once, though a request may come by twice."""
+    if exchange.visit is None and exchange.entrance is not None:
+        exchange.visit = await exchange.entrance.enter(
+            context,
+            count_input=lambda: payment.exact_input(exchange.endpoint, data, allowed[0]),
+            left=exchange.left,
+        )
 
 
 def _ask_for_usage(exchange: Exchange, data: dict[str, Any], groups: list[str]) -> None:

@@ -85,6 +85,13 @@ def model_groups() -> tuple[str, ...]:
     return tuple(dict.fromkeys(deployment["model_name"] for deployment in router.model_list))
 
 
+def deployments_of(group: str) -> list[dict[str, Any]]:
+    """The `model_list` entries that serve a group or an alias of one."""
+    router = proxy_server.llm_router
+    found: Any = [] if router is None else router.get_model_list(model_name=group)
+    return list(found or [])
+
+
 def reports_stream_usage(groups: Sequence[str]) -> bool:
     """Whether every deployment of `groups` can be asked for usage in a stream; an unknown provider cannot."""
     router = proxy_server.llm_router
@@ -192,8 +199,8 @@ def spread_credential(call: dict[str, Any]) -> None:
             call.setdefault(field, value)
 
 
-def no_secret(message: str, call: Mapping[str, Any]) -> Exception:
-    """The error of a call that cannot be made for want of a secret; LiteLLM falls back on it."""
+def cannot_call(message: str, call: Mapping[str, Any]) -> Exception:
+    """The error of a call that cannot be made, for want of a secret or of money; LiteLLM falls back on it."""
     return litellm.exceptions.ServiceUnavailableError(
         message=message, model=str(call.get("model")), llm_provider=str(call.get("custom_llm_provider") or "")
     )

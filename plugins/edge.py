@@ -13,6 +13,8 @@ from core.errors import BodyTooLarge, NotReady, NotRecordable, RequestRefused, R
 from core.money import to_dollars
 from plugins import listing, outcome, receipt, second_try
 from plugins.exchange import Exchange, current
+from plugins.limits import Entrance
+from plugins.limits.headers import put
 from plugins.routes import ROUTES, Handling
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ class Edge:
     def __init__(self, app: App, runtime: "Runtime") -> None:
         self.app = app
         self.runtime = runtime
+        self.entrance: Entrance | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
@@ -57,10 +60,17 @@ class Edge:
             )
             await _refuse("http", NotRecordable(message, headers={"retry-after": "5"}), send)
             return
+        entrance = self.entrance_now()
+        try:
+            await entrance.arrive(scope)
+        except RequestRefused as refusal:
+            await _refuse("http", refusal, send)
+            return
         exchange = Exchange(endpoint, scope["headers"], declared or 0)
         answer = _Answer(exchange, self.runtime, send)
         if declared is None:
             receive = _counted(receive, answer, most)
+        exchange.entrance, exchange.receive = entrance, receive
         token = current.set(exchange)
         try:
             if endpoint in second_try.ENDPOINTS:
@@ -70,6 +80,15 @@ class Edge:
         finally:
             current.reset(token)
             answer.close()
+            exchange.leave()
+
+    def entrance_now(self) -> Entrance:
+        """The way in, with the settings in force."""
+        settings, keys = self.runtime.settings, self.runtime.snapshot.directory.entries
+        if self.entrance is None:
+            self.entrance = Entrance.build(settings, keys, self.runtime.shared_url)
+        self.entrance.follow(settings, keys)
+        return self.entrance
 
 
 class _Answer:
@@ -122,6 +141,8 @@ class _Answer:
         if not exchange.stream:
             exchange.settle()
         headers += exchange.response_headers()
+        if exchange.visit is not None:
+            put(headers, exchange.visit.headers())
 
     def _body(self, message: Message) -> None:
         exchange = self.exchange
@@ -138,6 +159,7 @@ class _Answer:
         exchange, runtime = self.exchange, self.runtime
         exchange.closed = True
         exchange.settle()
+        exchange.leave()
         event = exchange.usage_event(runtime.instance, runtime.price_version)
         if event is not None:
             runtime.journal.append(event)

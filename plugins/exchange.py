@@ -6,12 +6,16 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
 
+from core.asgi import Receive
 from core.context import RequestContext
 from core.errors import RequestRefused
 from core.ids import new_request_id
 from core.money import format_dollars
 from core.usage import Attempt, UsageEvent, UsageState
 from plugins import pricing, receipt
+from plugins.budgets.enforcement import Asked
+from plugins.budgets.spending import Spending
+from plugins.limits import Entrance, Visit
 from plugins.receipt import Receipt
 
 _LOG = logging.getLogger("orchestration")
@@ -26,6 +30,7 @@ class Exchange:
     __slots__ = (
         "_open",
         "answer",
+        "asked",
         "attempts",
         "body_bytes",
         "call",
@@ -34,6 +39,7 @@ class Exchange:
         "context",
         "disconnected",
         "endpoint",
+        "entrance",
         "error_class",
         "first_byte",
         "has_another_key",
@@ -43,16 +49,20 @@ class Exchange:
         "plan",
         "principal",
         "receipt",
+        "receive",
         "refusal",
         "reported",
         "request_id",
         "secrets",
+        "sent",
         "snapshot",
+        "spending",
         "started",
         "status",
         "stream",
         "time_ms",
         "usage_seen",
+        "visit",
     )
 
     def __init__(self, endpoint: str, headers: list[tuple[bytes, bytes]], body_bytes: int) -> None:
@@ -71,6 +81,15 @@ class Exchange:
         self.snapshot: Any = None
         self.plan: Any = None
         self.permits: dict[str, bool] = {}
+        self.entrance: Entrance | None = None
+        self.receive: Receive | None = None
+        self.visit: Visit | None = None
+        """What it holds of rate and parallel limits."""
+        self.spending: Spending | None = None
+        self.asked: Asked | None = None
+        """The request as budgets and the tier's output limit see it."""
+        self.sent = False
+        """Whether the attempt under way has left for its provider."""
         self.call: Any = None
         self.call_id: str | None = None
         self.answer: Any = None
@@ -90,8 +109,8 @@ class Exchange:
 
     # -- attempts ------------------------------------------------------------------------------------------------
 
-    def begin_attempt(self, call: Mapping[str, Any], kind: str | None) -> None:
-        """LiteLLM is about to call a deployment.
+    def begin_attempt(self, call: Mapping[str, Any], kind: str | None) -> Attempt | None:
+        """LiteLLM is about to call a deployment; returns the new attempt.
 
         An endpoint that LiteLLM serves by translating it into another calls this twice for one attempt, the second
         time with the kind of the inner call: that is no new attempt.
@@ -101,7 +120,7 @@ class Exchange:
         if self._open is not None:
             attempt, outer_kind, _ = self._open
             if outer_kind != kind and deployment in (attempt.deployment, None):
-                return
+                return None
             self.end_attempt(0, "StreamInterrupted", UsageState.UNKNOWN)
         attempt = Attempt(
             number=len(self.attempts) + 1,
@@ -112,8 +131,9 @@ class Exchange:
             started_ms=time.time_ns() // 1_000_000,
         )
         self.attempts.append(attempt)
-        self.secrets, self.has_another_key = (), False
+        self.secrets, self.has_another_key, self.sent = (), False, False
         self._open = (attempt, kind, time.perf_counter())
+        return attempt
 
     def end_attempt(self, status: int, error_class: str | None, usage: str) -> None:
         """The open attempt failed; where its usage is unknown it is charged its upper bound."""
@@ -127,6 +147,8 @@ class Exchange:
         attempt.usage = usage
         if usage == UsageState.UNKNOWN and self.context is not None:
             attempt.cost_nano = pricing.upper_bound(attempt, self.context)
+        if self.spending is not None:
+            self.spending.settle(attempt)
 
     # -- the answer ----------------------------------------------------------------------------------------------
 
@@ -143,6 +165,8 @@ class Exchange:
         attempt.status = self.status if self.answer is None and self.status else 200
         if found.from_cache:
             self.attempts.remove(attempt)
+            if self.spending is not None:
+                self.spending.settle(None)
             return
         attempt.usage = found.usage
         attempt.input_tokens = found.input_tokens
@@ -151,6 +175,8 @@ class Exchange:
             attempt.cost_nano = pricing.upper_bound(attempt, self.context)
         else:
             attempt.cost_nano = found.cost_nano or 0
+        if self.spending is not None:
+            self.spending.settle(attempt, cost_known=found.cost_nano is not None)
 
     def _read_receipt(self, attempt: Attempt) -> Receipt:
         try:
@@ -169,6 +195,20 @@ class Exchange:
         if hasattr(self.answer, "__aiter__"):
             return receipt.of_chat_stream(self.answer, self.call)
         return receipt.of_answer(self.answer, attempt.provider_model, self.call)
+
+    async def left(self) -> None:
+        """Returns when the client has left; to be asked only once the body is read."""
+        assert self.receive is not None
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+
+    def leave(self) -> None:
+        """Give back what it holds, and count what it used."""
+        if self.visit is not None:
+            found = self.receipt
+            self.visit.done(found.input_tokens + found.output_tokens if found is not None else 0)
+        if self.spending is not None:
+            self.spending.settle(None)  # what was reserved for an attempt that was never made
 
     def refused(self, refusal: RequestRefused) -> None:
         """We refused it: LiteLLM will make an answer of that, in whose place the edge puts our own."""
@@ -205,6 +245,10 @@ class Exchange:
             headers.append((b"x-orchestration-cache", b"hit"))
         if not self.stream and self.context is not None:
             headers.append((b"x-orchestration-cost", format_dollars(self.cost_nano).encode()))
+        if self.spending is not None:
+            headers += self.spending.response_headers()
+        if self.asked is not None and self.asked.clamped is not None:
+            headers.append((b"x-orchestration-clamped", str(self.asked.clamped).encode()))
         return headers
 
     def usage_event(self, instance: str, price_version: str | None) -> UsageEvent | None:
@@ -253,6 +297,8 @@ class Exchange:
             latency_ms=_ms(time.perf_counter() - self.started),
             first_token_ms=None if self.first_byte is None else _ms(self.first_byte - self.started),
             streamed=self.stream,
+            degraded=self.spending is not None and bool(self.spending.degraded),
+            clamped=None if self.asked is None else self.asked.clamped,
             disconnected=self.disconnected or self.status == _CLIENT_LEFT,
             attempts=self.attempts,
         )

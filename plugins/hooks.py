@@ -11,7 +11,7 @@ from fastapi import HTTPException
 from litellm.integrations.custom_logger import CustomLogger
 
 from core.errors import RequestRefused
-from plugins import admission, outcome, secrets
+from plugins import admission, outcome, payment, secrets
 from plugins.exchange import Exchange, current
 
 if TYPE_CHECKING:
@@ -51,18 +51,21 @@ class Orchestration(CustomLogger):
         parent_otel_span: Any = None,
     ) -> list[Any]:
         """Every attempt and every fallback, LiteLLM's own included: the deployments of a group that is not permitted
-        go, and those whose secrets cannot be read."""
+        go, and of one that the budgets do not pay for, and those whose secrets cannot be read."""
         exchange = _exchange_of(request_kwargs or {})
-        if exchange is None or await admission.permitted(self._runtime, exchange, model):
+        if exchange is None or (
+            await admission.permitted(self._runtime, exchange, model) and await payment.can_pay(exchange, model)
+        ):
             return secrets.usable(healthy_deployments)
         return []
 
     async def async_pre_call_deployment_hook(self, kwargs: dict[str, Any], call_type: Any) -> dict[str, Any] | None:
-        """An attempt begins: it gets the secrets it needs."""
+        """An attempt begins: it gets the secrets it needs, and from now on it may be billed."""
         exchange = _exchange_of(kwargs)
-        if exchange is not None:
-            exchange.begin_attempt(kwargs, getattr(call_type, "value", None))
+        attempt = exchange and exchange.begin_attempt(kwargs, getattr(call_type, "value", None))
         await secrets.put_in(kwargs, exchange)
+        if exchange is not None and attempt is not None:
+            await payment.send(self._runtime, exchange, attempt, kwargs)
         return kwargs
 
     async def async_post_call_success_deployment_hook(self, request_data: Any, response: Any, call_type: Any) -> None:

@@ -29,7 +29,8 @@ def answered(exchange: Exchange, data: dict[str, Any], response: Any) -> None:
 def attempt_failed(exchange: Exchange, exception: Exception) -> int:
     """Note it; returns the provider's status, 0 where it gave none."""
     status = _status(exception)
-    exchange.end_attempt(status, type(exception).__name__, _usage_after(exception, status))
+    usage = _usage_after(exception, status) if exchange.sent else UsageState.NONE
+    exchange.end_attempt(status, type(exception).__name__, usage)
     return status
 
 

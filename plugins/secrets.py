@@ -33,7 +33,7 @@ async def put_in(call: dict[str, Any], exchange: Exchange | None) -> None:
             await service.read_missing(call, model)
             put = service.put_into(call, model)
     except SecretUnavailable as error:
-        raise compat.no_secret(str(error), call) from None
+        raise compat.cannot_call(str(error), call) from None
     if put and exchange is not None:  # an inner call of the same attempt finds them put in
         exchange.secrets = put
 

@@ -6,12 +6,18 @@ import logging
 import os
 import signal
 import sys
+from pathlib import Path
 
+from core.asgi import App
 from core.errors import ConfigError, OrchestrationError
 from core.runtime import Runtime
-from plugins import compat
+from plugins import compat, payment
 from plugins.admin.routes import admin_router
 from plugins.admin.secrets import REFRESH, refresh_as_told
+from plugins.alerts.secrets import SecretAlerts
+from plugins.alerts.service import Alerts
+from plugins.budgets.notices import BudgetNotices
+from plugins.budgets.service import Budgets
 from plugins.draining import Draining
 from plugins.edge import Edge
 from plugins.hooks import Orchestration
@@ -37,7 +43,8 @@ class Wiring:
             raise
         configure_logging(self.runtime.settings.analytics.log_level)
         self.callback = Orchestration(self.runtime)
-        compat.wrap_app(lambda app: Edge(app, self.runtime))
+        self.edge: Edge | None = None
+        compat.wrap_app(self._wrap)
         compat.mount(admin_router(self.runtime))
         compat.mount_first(models_router())
         draining = Draining(self.close)
@@ -48,6 +55,14 @@ class Wiring:
         self.audit = SecretAudit(self.runtime.instance, lambda: compat.secrets().states())
         compat.secrets().listen(self.audit, from_the_start=True)
         self.runtime.beside(self.audit.run)
+        folder = Path(self.runtime.settings.journal.dir) / "alerts"
+        self.alerts = Alerts(lambda: self.runtime.settings.alerts, compat.secret, folder, self.runtime.instance)
+        self.runtime.beside(self.alerts.run)
+        self._secret_alerts = SecretAlerts()
+        compat.secrets().listen(self._alert)
+        payment.budgets = Budgets(self.runtime, BudgetNotices(self.alerts.raise_))
+        self.runtime.beside(payment.budgets.run)
+        self.runtime.on_written(payment.budgets.written)
         compat.secrets().listen(lambda event: self._hear(loop, event))
         self.task = asyncio.get_running_loop().create_task(self._live(), name="orchestration")
 
@@ -55,7 +70,19 @@ class Wiring:
         """End the runtime: everything in the store, connections closed."""
         self.task.cancel()
         await asyncio.wait({self.task})
+        if self.edge is not None and self.edge.entrance is not None:
+            await self.edge.entrance.close()
         await asyncio.to_thread(compat.secrets().close)
+
+    def _wrap(self, app: App) -> Edge:
+        self.edge = Edge(app, self.runtime)
+        return self.edge
+
+    def _alert(self, event: SecretEvent) -> None:
+        """On a thread of the secrets."""
+        alert = self._secret_alerts.alert_of(event)
+        if alert is not None:
+            self.alerts.raise_(alert)
 
     def _hear(self, loop: asyncio.AbstractEventLoop, event: SecretEvent) -> None:
         """On a thread of the secrets: whoever is known by a secret is known by its new value."""

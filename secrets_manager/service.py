@@ -361,7 +361,7 @@ def _unbearable(
 
 
 def _can_wait(use: Use) -> bool:
-    return use.per_request or use.path[:2] == ("orchestration", "keys")
+    return use.per_request or use.path[:2] in (("orchestration", "keys"), ("orchestration", "alerts"))
 
 
 def _close(resolver: Resolver, providers: Any) -> None:

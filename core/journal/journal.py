@@ -15,6 +15,7 @@ from core.errors import JournalFull, StoreError
 from core.journal.amendment import Amendment, UsageFields
 from core.journal.record import encode
 from core.journal.segment import Segment, segment_paths
+from core.journal.sent import SentAttempt
 from core.usage import UsageEvent
 
 _LOG = logging.getLogger("orchestration.journal")
@@ -44,6 +45,10 @@ class Journal:
     disk takes nothing, up to `overflow_records` records wait in memory; after that `accepting` is False, and whoever
     would spend money must not. `max_bytes` bounds the files of this journal in the same way.
 
+    `sent` says that an attempt goes to a provider. It is open until the event of its request is appended, and every
+    segment begins with those that are open, so that the older ones can be deleted. If the process ends before that,
+    whoever adopts the segments makes the event of it (`SentAttempt.killed`).
+
     Several journals may share a directory; each holds a lock on its own segments, and `adopt` finds those of the dead.
     """
 
@@ -66,6 +71,11 @@ class Journal:
         self._max_bytes = max_bytes
         self._overflow_records = overflow_records
         self._overflow: deque[bytes] = deque()
+        self._sent: dict[str, bytes] = {}
+        """The line of each open request, by its id."""
+        self._sent_is_on_disk = True
+        self._carried = 0
+        """Bytes at the beginning of the current segment that were written again."""
         self._lock = threading.RLock()
         self._next_complaint = 0.0
         try:
@@ -82,7 +92,7 @@ class Journal:
     @property
     def healthy(self) -> bool:
         """Whether every record is on disk."""
-        return not self._overflow
+        return not self._overflow and self._sent_is_on_disk
 
     @property
     def accepting(self) -> bool:
@@ -103,7 +113,31 @@ class Journal:
 
     def append(self, event: UsageEvent) -> None:
         """Keep the event. Raises JournalFull when neither the disk nor the memory can."""
-        self._keep(encode(event))
+        line = encode(event)
+        with self._lock:
+            self._keep(line)
+            self._sent.pop(event.request_id, None)
+
+    def sent(self, record: SentAttempt) -> None:
+        """An attempt is about to be sent: if this process is killed, it is charged what was reserved for it.
+
+        One `write`; while the disk takes nothing, memory keeps it as it keeps events. The record of a request's later
+        attempt replaces that of an earlier one. Raises JournalFull where the event of the request could not be kept
+        either; then the attempt must not be sent.
+        """
+        line = encode(record)
+        with self._lock:
+            if not self.accepting:
+                raise JournalFull(f"the journal in {self.directory} takes nothing; make room there")
+            self._sent[record.event.request_id] = line
+            if self._sent_is_on_disk and not self._overflow:
+                try:
+                    self._write(line, 0)
+                    return
+                except OSError as error:
+                    self._complain(error)
+            self._sent_is_on_disk = False
+            self._sync.wake(self._current)
 
     def amend(self, request_id: str, fields: UsageFields) -> None:
         """Keep later knowledge about a request; where it is better than the books, it changes them (`Amendment`).
@@ -151,7 +185,7 @@ class Journal:
             if self._overflow:
                 _LOG.error("%d usage records could not be written to %s", len(self._overflow), self.directory)
             for segment in self._segments:
-                if segment.backlog:
+                if segment.backlog or (self._sent and segment is self._current):
                     with suppress(OSError):
                         os.fsync(segment.fd)
                     segment.close()
@@ -181,7 +215,8 @@ class Journal:
 
     def _write(self, lines: bytes, records: int) -> None:
         segment = self._current
-        if segment.size and segment.size + len(lines) > self._segment_bytes:
+        own = segment.size - self._carried
+        if own and own + len(lines) > self._segment_bytes:
             segment = self._rotate()
         segment.append(lines, records)
         self.counts.appended += records
@@ -191,6 +226,14 @@ class Journal:
         if len(self._segments) * self._segment_bytes >= self._max_bytes:
             raise OSError(f"the journal has reached its bound of {self._max_bytes} bytes; is the store reachable?")
         segment = Segment.create(self.directory, self._instance, self._current.number + 1)
+        if self._sent:
+            try:
+                segment.append(b"".join(self._sent.values()), 0)
+            except OSError:
+                segment.delete()
+                raise
+        self._sent_is_on_disk = True
+        self._carried = segment.size
         self._segments.append(segment)
         self._current = segment
         return segment
@@ -202,6 +245,10 @@ class Journal:
             while self._overflow:
                 self._write(self._overflow[0], 1)
                 self._overflow.popleft()
+            if not self._sent_is_on_disk:
+                if self._sent:
+                    self._write(b"".join(self._sent.values()), 0)
+                self._sent_is_on_disk = True
         except OSError as error:
             self._complain(error)
         else:
@@ -211,9 +258,9 @@ class Journal:
     def _turn(self) -> None:
         """What the background thread does each time, besides syncing."""
         with self._lock:
-            if self._overflow:
+            if not self.healthy:
                 self._retry()
-                if self._overflow:
+                if not self.healthy:
                     self._sync.wake(self._current)
 
     def _complain(self, error: OSError) -> None:

@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
+from core.journal.record import count_records
+
 _NAME = re.compile(r"(?P<instance>.+)-(?P<number>\d{6,})\.jsonl")
 _READ = 1 << 20
 
@@ -61,14 +63,17 @@ class Segment:
             return None
         segment = cls(path, fd, size=os.fstat(fd).st_size)
         segment.acknowledged = segment._acknowledged_before()
-        segment.unread = segment._count_lines()
+        segment.unread = sum(count_records(data) for data in segment.chunks(segment.acknowledged))
         return segment
 
     @property
     def number(self) -> int:
-        match = _NAME.fullmatch(self.path.name)
-        assert match is not None
-        return int(match["number"])
+        return _number(self.path)
+
+    @property
+    def instance(self) -> str:
+        """Whose records these are."""
+        return _instance(self.path)
 
     @property
     def backlog(self) -> int:
@@ -119,6 +124,12 @@ class Segment:
                 return data
             wanted *= 2  # one line longer than that
 
+    def chunks(self, start: int = 0) -> Iterator[bytes]:
+        """All lines from `start`, some at a time."""
+        while data := self.read(_READ, start):
+            start += len(data)
+            yield data
+
     def acknowledge(self, end: int, records: int) -> None:
         """Everything before offset `end` is in the store. Raises OSError when that cannot be noted."""
         self.acknowledged = end
@@ -155,19 +166,29 @@ class Segment:
         fits = 0 < offset <= self.size and os.pread(self.fd, 1, offset - 1) == b"\n"
         return offset if fits else 0
 
-    def _count_lines(self) -> int:
-        return sum(data.count(b"\n") for data in self._chunks())
-
-    def _chunks(self) -> Iterator[bytes]:
-        offset = self.acknowledged
-        while data := os.pread(self.fd, _READ, offset):
-            offset += len(data)
-            yield data
-
 
 def segment_paths(directory: Path) -> list[Path]:
     """Every segment in the directory, oldest first within an instance."""
     return sorted(path for path in directory.iterdir() if _NAME.fullmatch(path.name))
+
+
+def is_newest(segment: Segment) -> bool:
+    """Whether no later segment of the same instance is left, in anybody's hands."""
+    directory, instance = segment.path.parent, segment.instance
+    others = (path for path in segment_paths(directory) if _instance(path) == instance)
+    return all(_number(path) <= segment.number for path in others)
+
+
+def _number(path: Path) -> int:
+    match = _NAME.fullmatch(path.name)
+    assert match is not None
+    return int(match["number"])
+
+
+def _instance(path: Path) -> str:
+    match = _NAME.fullmatch(path.name)
+    assert match is not None
+    return match["instance"]
 
 
 def _lock(fd: int) -> bool:

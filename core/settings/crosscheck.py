@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from typing import Any, cast
 
 from core.settings.finding import Finding, Loc, Severity, shown_name
-from core.settings.models import Objective, Settings
+from core.settings.models import AtLimit, Budget, BudgetPer, Objective, Settings
 from core.settings.source import SECTION
 from core.settings.validation import nearest
 
@@ -127,11 +127,56 @@ def _routing(settings: Settings, names: _Names) -> Iterator[Finding]:
     yield from _repeated("routing.experiments", [one.id for one in routing.experiments], "id", "id")
 
 
+_SCOPES = ("users", "teams", "user_groups", "models", "keys", "task_types")
+
+
 def _budgets(settings: Settings, names: _Names) -> Iterator[Finding]:
     for index, budget in enumerate(settings.budgets):
-        yield from names.models_only(("budgets", index, "degrade_to"), budget.degrade_to)
-        yield from names.models_or_policies(("budgets", index, "models"), budget.models)
+        place = ("budgets", index)
+        yield from names.models_only((*place, "degrade_to"), budget.degrade_to)
+        yield from names.models_or_policies((*place, "models"), budget.models)
+        for field in _SCOPES:
+            if field in budget.model_fields_set and not getattr(budget, field):
+                message = "is empty, which does not narrow: the budget covers every request; leave it out"
+                yield Finding("warning", (SECTION, *place, field), message)
+        yield from _groups_of(budget, settings, place)
+        yield from _overrides_of(budget, names, place)
+        largest = max((budget.total_budget, *budget.overrides.values()))
+        if budget.flat_reserve is not None and budget.flat_reserve > largest and budget.at_limit is not AtLimit.WARN:
+            message = f"is more than the whole budget ({largest:f}): a request whose cost cannot be bounded never fits"
+            yield Finding("warning", (SECTION, *place, "flat_reserve"), message)
     yield from _repeated("budgets", [one.budget_id for one in settings.budgets], "budget_id", "budget_id")
+
+
+def _groups_of(budget: Budget, settings: Settings, place: Loc) -> Iterator[Finding]:
+    for number, name in enumerate(budget.user_groups):
+        loc = (SECTION, *place, "user_groups", number)
+        group = settings.groups.get(name)
+        if group is None:
+            hint = nearest(name, tuple(settings.groups))
+            message = f"'{shown_name(name)}' is not a group{hint} (it may come from a team's metadata)"
+            yield Finding("warning", loc, message, shown_name(name), _sorted(settings.groups))
+        elif not group.users and not group.teams:
+            message = f"group '{shown_name(name)}' has no members, so it adds nothing to the budget"
+            yield Finding("warning", loc, message, shown_name(name))
+
+
+def _overrides_of(budget: Budget, names: _Names, place: Loc) -> Iterator[Finding]:
+    for member in budget.overrides:
+        loc = (*place, "overrides", member)
+        if budget.per is BudgetPer.MODEL:
+            yield from names.model(loc, member)
+            covered = not budget.models or any(
+                pattern in names.policies or fnmatchcase(member, pattern) for pattern in budget.models
+            )
+        else:
+            scope = (
+                budget.users if budget.per is BudgetPer.USER else budget.teams if budget.per is BudgetPer.TEAM else ()
+            )
+            covered = not scope or member in scope
+        if not covered:
+            message = f"'{shown_name(member)}' is not in the budget's scope, so its override does nothing"
+            yield Finding("warning", (SECTION, *loc), message, shown_name(member))
 
 
 def _alerts(settings: Settings) -> Iterator[Finding]:

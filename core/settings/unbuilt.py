@@ -28,14 +28,7 @@ class Unbuilt:
 
 
 UNBUILT: tuple[Unbuilt, ...] = (
-    Unbuilt("shared_state.url", "instances share nothing through it yet; it only lifts the limit of one worker"),
-    Unbuilt("shared_state.on_outage", "there is no shared state yet"),
     Unbuilt("journal.redis", "the journal is written to journal.dir"),
-    *(
-        Unbuilt(f"tiers.*.{field}", "this limit is not enforced")
-        for field in ("requests_per_minute", "tokens_per_minute", "max_parallel_requests", "max_tokens")
-    ),
-    Unbuilt("tiers.*.priority", "requests are served as they come"),
     Unbuilt("routing.order", "a policy is answered by its first candidate"),
     Unbuilt(
         "routing.policies.*.objective", "a policy is answered by its first candidate", lambda value: value != "priority"
@@ -46,16 +39,12 @@ UNBUILT: tuple[Unbuilt, ...] = (
     Unbuilt("routing.rules", "rules are not applied"),
     Unbuilt("routing.experiments", "nobody is assigned to a variant"),
     Unbuilt("routing.strategies", "custom strategies are not asked"),
-    Unbuilt("budgets", "spending is recorded but not limited"),
-    Unbuilt("alerts", "nobody is told"),
     Unbuilt("caching.enabled", "answers are not cached", _true),
     Unbuilt("caching.default_ttl", "answers are not cached"),
     Unbuilt("caching.cache_strategies", "answers are not cached"),
     Unbuilt("resilience.circuit_breaker", "there is no circuit breaker"),
     Unbuilt("resilience.retries", "LiteLLM's own retries apply"),
     Unbuilt("resilience.health_checks", "deployments are not checked"),
-    Unbuilt("limits.max_concurrent_requests", "this limit is not enforced"),
-    Unbuilt("limits.per_ip_requests_per_minute", "this limit is not enforced"),
     Unbuilt("analytics.retention_days", "usage is kept for ever"),
     Unbuilt("analytics.metrics", "no metrics are served", _true),
 )

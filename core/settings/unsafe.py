@@ -8,7 +8,7 @@ from typing import Any, cast
 from core.errors import ConfigError
 from core.settings.environment import shared_state_url, store_url
 from core.settings.finding import Finding, Loc
-from core.settings.models import Environment, SecretProvider, Settings
+from core.settings.models import AtLimit, Environment, OutageMode, SecretProvider, Settings
 from core.settings.reference import is_reference, is_vault_reference, resolve_environ
 from core.settings.source import SECTION
 from core.settings.urls import travels_in_the_clear
@@ -36,6 +36,7 @@ def unsafe(settings: Settings, document: Mapping[str, Any], environ: Mapping[str
         if settings.trust_key_metadata:
             message = "lets every user who may create a key grant themselves a tier"
             findings.append(Finding("warning", (SECTION, "trust_key_metadata"), message))
+        findings += _budgets(settings)
     return findings
 
 
@@ -57,6 +58,14 @@ def _storage(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding
     if (url := _resolved_store(settings, environ)) and url.startswith("sqlite"):
         message = "SQLite serves one instance and lives on its disk; production usually wants PostgreSQL"
         yield Finding("warning", (SECTION, "store", "url"), message)
+
+
+def _budgets(settings: Settings) -> Iterator[Finding]:
+    if settings.shared_state.on_outage is OutageMode.ALLOW and any(
+        budget.at_limit is not AtLimit.WARN for budget in settings.budgets
+    ):
+        message = "no budget holds while Redis is away; deny and local keep them"
+        yield Finding("warning", (SECTION, "shared_state", "on_outage"), message, "allow")
 
 
 def _secrets(settings: Settings, document: Mapping[str, Any], environ: Mapping[str, str]) -> Iterator[Finding]:

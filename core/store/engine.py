@@ -23,8 +23,11 @@ from core.store.tables import SCHEMA
 from core.store.url import StoreUrl
 
 if TYPE_CHECKING:
+    from core.store.alerts import AlertRepository
     from core.store.audit import AuditRepository
+    from core.store.budgets import BudgetRepository
     from core.store.instances import InstanceRepository
+    from core.store.overlay import OverlayRepository
     from core.store.usage import UsageRepository
 
 T = TypeVar("T")
@@ -64,6 +67,13 @@ class Store:
         return UsageRepository(self)
 
     @cached_property
+    def budgets(self) -> "BudgetRepository":
+        """What budgets have spent and may spend; the ledger charges their accounts."""
+        from core.store.budgets import BudgetRepository
+
+        return BudgetRepository(self)
+
+    @cached_property
     def instances(self) -> "InstanceRepository":
         """The workers that use this store."""
         from core.store.instances import InstanceRepository
@@ -76,6 +86,20 @@ class Store:
         from core.store.audit import AuditRepository
 
         return AuditRepository(self)
+
+    @cached_property
+    def alerts(self) -> "AlertRepository":
+        """What people are told, and whether it has arrived."""
+        from core.store.alerts import AlertRepository
+
+        return AlertRepository(self)
+
+    @cached_property
+    def overlay(self) -> "OverlayRepository":
+        """What administrators changed at run time."""
+        from core.store.overlay import OverlayRepository
+
+        return OverlayRepository(self)
 
     async def upgrade(self) -> None:
         """Bring the tables to this version. Any number of workers may do so at once; one works, the others wait."""

@@ -13,7 +13,7 @@ metadata = MetaData(schema=SCHEMA)
 
 _NUMBERS = {
     *("time_ms", "input_tokens", "output_tokens", "cached_tokens", "reasoning_tokens", "cost_nano", "unknown_nano"),
-    *("latency_ms", "first_token_ms", "started_ms", "priority"),
+    *("latency_ms", "first_token_ms", "started_ms", "priority", "reserved_nano", "clamped"),
 }
 _SMALL_NUMBERS = {"status", "fallbacks", "number"}
 _FLAGS = {"streamed", "degraded", "disconnected"}
@@ -21,7 +21,7 @@ _KINDS = ((_NUMBERS, BigInteger), (_SMALL_NUMBERS, Integer), (_FLAGS, Boolean))
 _OPTIONAL = {
     *("litellm_call_id", "key_hash", "key_alias", "user_id", "team_id", "tier", "task_type", "priority", "session_id"),
     *("asked_model", "used_model", "deployment", "provider", "provider_model", "variant", "price_version", "cache"),
-    *("error_class", "first_token_ms"),
+    *("error_class", "first_token_ms", "accounts", "clamped"),
 }
 
 EVENT_COLUMNS = tuple(field.name for field in fields(UsageEvent) if field.name != "attempts")
@@ -43,7 +43,7 @@ usage_attempts = Table(
     "usage_attempts",
     metadata,
     Column("request_id", Text, primary_key=True),
-    *(_column(name, key=name == "number") for name in ATTEMPT_COLUMNS),
+    *(_column(name, key=name == "number") for name in ATTEMPT_COLUMNS),  # accounts: a JSON array of keys, NULL for none
     sqlite_with_rowid=False,
 )
 
@@ -90,9 +90,125 @@ audit_records = Table(
     Column("hash", Text, nullable=False),
 )
 
+budget_spend = Table(
+    "budget_spend",
+    metadata,
+    # A row for each account that money moved in. What is spent is spent_nano, charged by usage events that name the
+    # account, and base_nano, found in older events; extra_nano is the sum of its adjustments.
+    Column("budget", Text, primary_key=True),
+    Column("start_ms", BigInteger, primary_key=True, autoincrement=False),
+    Column("member", Text, primary_key=True),
+    Column("spent_nano", BigInteger, nullable=False),
+    Column("base_nano", BigInteger, nullable=False),
+    Column("extra_nano", BigInteger, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+budget_adjustments = Table(
+    "budget_adjustments",
+    metadata,
+    # What changed the limit of one account: kind is grant, carry or reset.
+    Column("id", Text, primary_key=True),
+    Column("budget", Text, nullable=False),
+    Column("start_ms", BigInteger, nullable=False),
+    Column("member", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("amount_nano", BigInteger, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("time_ms", BigInteger, nullable=False),
+)
+
+Index(
+    "budget_adjustments_account",
+    *(budget_adjustments.c.budget, budget_adjustments.c.start_ms, budget_adjustments.c.member),
+)
+
+budget_pauses = Table(
+    "budget_pauses",
+    metadata,
+    Column("budget_id", Text, primary_key=True),
+    Column("since_ms", BigInteger, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+)
+
+budget_backfills = Table(
+    "budget_backfills",
+    metadata,
+    # The periods whose older events were summed into base_nano, and when that was last done.
+    Column("budget", Text, primary_key=True),
+    Column("start_ms", BigInteger, primary_key=True, autoincrement=False),
+    Column("done_ms", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
 Index("audit_records_id", audit_records.c.id, unique=True)
 Index("audit_records_time", audit_records.c.time_ms, audit_records.c.chain, audit_records.c.seq)
 
 # The only index of usage: every report is about a period. One on who asked would be a page to read and write for each
 # event, in no order, which halves what SQLite can take.
 Index("usage_events_time", usage_events.c.time_ms)
+
+# -- alerts ----------------------------------------------------------------------------------------------------------
+
+alerts = Table(
+    "alerts",
+    metadata,
+    # What was told, in the order of `seq`. `alert` is JSON; `times` how often it happened, for what comes in floods.
+    Column("id", Text, primary_key=True),
+    Column("seq", BigInteger, nullable=False),
+    Column("dedupe_key", Text, nullable=False),
+    Column("alert", Text, nullable=False),
+    Column("times", BigInteger, nullable=False),
+    Column("over_ms", BigInteger),
+)
+
+alert_deliveries = Table(
+    "alert_deliveries",
+    metadata,
+    # A row for each alert and channel: pending | sent | dead. Who sends it holds a claim until `claimed_until_ms`.
+    Column("alert_id", Text, primary_key=True),
+    Column("channel", Text, primary_key=True),
+    Column("seq", BigInteger, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("next_ms", BigInteger, nullable=False),
+    Column("claimed_by", Text),
+    Column("claimed_until_ms", BigInteger, nullable=False),
+    Column("last_error", Text),
+)
+
+alert_floods = Table(
+    "alert_floods",
+    metadata,
+    # What happened since the last message about it, and when the next one is due. `channels` is a JSON array.
+    Column("dedupe_key", Text, primary_key=True),
+    Column("alert", Text, nullable=False),
+    Column("channels", Text, nullable=False),
+    Column("times", BigInteger, nullable=False),
+    Column("until_ms", BigInteger, nullable=False),
+)
+
+Index("alerts_key", alerts.c.dedupe_key, unique=True)
+Index("alerts_seq", alerts.c.seq, unique=True)
+Index("alerts_over", alerts.c.over_ms)
+Index("alert_deliveries_state", alert_deliveries.c.state, alert_deliveries.c.next_ms)
+# Whether an earlier one of the same channel and subject waits, asked for each that is due.
+Index(
+    "alert_deliveries_order",
+    *(alert_deliveries.c.channel, alert_deliveries.c.subject, alert_deliveries.c.seq, alert_deliveries.c.state),
+)
+
+overlay_versions = Table(
+    "overlay_versions",
+    metadata,
+    # The newest row is in force. Older ones lose the whole overlay in time, and keep what was changed.
+    Column("version", BigInteger, primary_key=True, autoincrement=False),
+    Column("time_ms", BigInteger, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("change", Text, nullable=False),
+    Column("overlay", Text),
+)

@@ -1,15 +1,19 @@
 """Usage events in the store: written once each, amended where something better is known, read back whole."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import orjson
 from sqlalchemy import Connection, RowMapping, delete, select, update
 
+from core.budgets import Balance
+from core.errors import StoreError
 from core.journal import Amendment
+from core.store.budgets import balances_of, charge
 from core.store.tables import ATTEMPT_COLUMNS, EVENT_COLUMNS, SCHEMA, usage_amendments, usage_attempts, usage_events
 from core.store.writing import insert, without_nul
 from core.usage import Attempt, UsageEvent
@@ -22,9 +26,11 @@ _LOG = logging.getLogger("orchestration.store")
 _CHUNK = 500  # request ids in one IN (...)
 _WAIT_FOR_EVENT = 7 * 86_400.0
 _PURGE_EVERY = 3600.0
+_TRIES = 10
 _event_values = attrgetter(*EVENT_COLUMNS)
 _attempt_values = attrgetter(*ATTEMPT_COLUMNS)
 _GROUPS = EVENT_COLUMNS.index("groups")
+_ACCOUNTS = ATTEMPT_COLUMNS.index("accounts")
 # What an amendment may change (core/journal/amendment.py).
 _AMENDED = (
     *("litellm_call_id", "deployment", "provider", "provider_model", "price_version", "usage"),
@@ -35,10 +41,19 @@ _ATTEMPT_AMENDED = ("usage", "input_tokens", "output_tokens", "cost_nano")
 
 @dataclass(slots=True, frozen=True)
 class Written:
-    """What one `write` changed: new events, and events that an amendment improved after they were stored."""
+    """What one `write` changed: new events, and events that an amendment improved after they were stored.
+
+    `balances` are those that every account now has which the attempts of these events name, new or not, and of every
+    account that an amendment moved.
+    """
 
     inserted: int
     amended: int
+    balances: tuple[Balance, ...] = ()
+
+
+class _AlreadyThere(Exception):
+    """Some of the events were stored before; rolls the transaction back."""
 
 
 class UsageRepository:
@@ -51,28 +66,46 @@ class UsageRepository:
     async def write(self, events: Sequence[UsageEvent], amendments: Sequence[Amendment] = ()) -> Written:
         """Store all of this, or nothing, in one transaction; whatever was stored before is left alone.
 
-        An amendment may come before its event: it waits in a table of its own, for 7 days. Raises StoreError
-        while the database cannot be used and RecordRefused (a StoreError) when it will not hold one of the values.
+        The accounts of the attempts are charged in the same transaction, for each event once. An amendment may come
+        before its event: it waits in a table of its own, for 7 days. Raises StoreError while the database cannot be
+        used and RecordRefused (a StoreError) when it will not hold one of the values.
         """
-        by_id = {event.request_id: event for event in reversed(events)}
+        by_id = {without_nul(event.request_id): event for event in reversed(events)}
         late: Sequence[Amendment] = []
         for amendment in amendments:
-            event = by_id.get(amendment.request_id)
+            event = by_id.get(without_nul(amendment.request_id))
             if event is None:
                 late.append(amendment)
             else:
                 amendment.improve(event)
 
-        def work(connection: Connection) -> Written:
-            inserted = self._insert(connection, by_id.values())
+        def work(connection: Connection, known: bool) -> Written:
+            there = self._present(connection, list(by_id)) if known else set[str]()
+            new = [event for request_id, event in by_id.items() if request_id not in there] if there else by_id.values()
+            self._insert(connection, new)
+            charges: dict[str, int] = {}
+            for event in new:
+                for attempt in event.attempts:
+                    for key in attempt.accounts:
+                        charges[key] = charges.get(key, 0) + attempt.cost_nano
             # Where some were there already, perhaps it is without what we just merged into our copies.
-            missed = late if inserted == len(by_id) else amendments
+            missed = amendments if there else late
             waiting = self._waiting(connection)
-            amended = self._amend(connection, [*waiting, *missed]) if waiting or missed else 0
+            amended = self._amend(connection, [*waiting, *missed], charges) if waiting or missed else 0
             self._purge(connection)
-            return Written(inserted, amended)
+            # Last, and in the order of their keys: whoever waits for these rows holds nothing that we still need.
+            charge(connection, charges)
+            if there:
+                charges |= dict.fromkeys((key for each in events for one in each.attempts for key in one.accounts), 0)
+            return Written(len(new), amended, tuple(balances_of(connection, charges)))
 
-        return await self._store.write(work)
+        # That nothing was there before is the rule, and costs nothing to find out: the rows inserted are counted.
+        for looking in range(_TRIES):
+            try:
+                return await self._store.write(partial(work, known=looking > 0))
+            except _AlreadyThere:
+                pass
+        raise StoreError(f"other workers keep writing the same usage events to {self._store.url}; trying again helps")
 
     async def get(self, request_id: str) -> UsageEvent | None:
         """The event with its attempts; None when there is none."""
@@ -91,17 +124,28 @@ class UsageRepository:
 
         return await usage_report(self._store, start_ms, end_ms, by, filters)
 
-    def _insert(self, connection: Connection, events: Iterable[UsageEvent]) -> int:
+    def _present(self, connection: Connection, request_ids: Sequence[str | None]) -> set[str]:
+        found: set[str] = set()
+        for start in range(0, len(request_ids), _CHUNK):
+            ids = request_ids[start : start + _CHUNK]
+            chosen = select(usage_events.c.request_id).where(usage_events.c.request_id.in_(ids))
+            found.update(connection.execute(chosen).scalars())
+        return found
+
+    def _insert(self, connection: Connection, events: Collection[UsageEvent]) -> None:
         rows: list[tuple[Any, ...]] = []
         attempts: list[tuple[Any, ...]] = []
         for event in events:
             values = _event_values(event)
             rows.append((*values[:_GROUPS], _groups_text(event.groups), *values[_GROUPS + 1 :]))
             for attempt in event.attempts:
-                attempts.append((event.request_id, *_attempt_values(attempt)))
-        inserted = insert(connection, usage_events, rows)
+                values = _attempt_values(attempt)
+                accounts = orjson.dumps(attempt.accounts).decode() if attempt.accounts else None
+                attempts.append((event.request_id, *values[:_ACCOUNTS], accounts, *values[_ACCOUNTS + 1 :]))
+        # Another worker may have stored one of them since we looked, too.
+        if insert(connection, usage_events, rows) != len(rows):
+            raise _AlreadyThere
         insert(connection, usage_attempts, attempts)
-        return inserted
 
     def _waiting(self, connection: Connection) -> list[Amendment]:
         """Amendments that waited for an event which is here now."""
@@ -113,9 +157,12 @@ class UsageRepository:
         )
         return [Amendment.from_json(text.encode()) for text in connection.exec_driver_sql(statement).scalars()]
 
-    def _amend(self, connection: Connection, amendments: Sequence[Amendment]) -> int:
-        request_ids = list({amendment.request_id for amendment in amendments})
+    def _amend(self, connection: Connection, amendments: Sequence[Amendment], charges: dict[str, int]) -> int:
+        """Improve what is stored, and add to `charges` what that moves in the accounts; returns how many changed."""
+        request_ids = sorted({amendment.request_id for amendment in amendments})
         events = self._load(connection, request_ids, lock=True)
+        charged = [attempt for event in events.values() for attempt in event.attempts if attempt.accounts]
+        costs = [attempt.cost_nano for attempt in charged]
         changed: dict[str, UsageEvent] = {}
         early: list[tuple[str, str, int]] = []
         now = int(self._store.clock() * 1000)
@@ -127,6 +174,9 @@ class UsageRepository:
                 changed[event.request_id] = event
         for event in changed.values():
             self._save(connection, event)
+        for attempt, cost in zip(charged, costs, strict=True):
+            for key in attempt.accounts if attempt.cost_nano != cost else ():
+                charges[key] = charges.get(key, 0) + attempt.cost_nano - cost
         insert(connection, usage_amendments, early)
         if events:
             arrived = list(events)
@@ -169,7 +219,7 @@ class UsageRepository:
             ordered = of_these.order_by(usage_attempts.c.request_id, usage_attempts.c.number)
             for row in connection.execute(ordered).mappings():
                 if event := events.get(row["request_id"]):
-                    event.attempts.append(Attempt(**{name: row[name] for name in ATTEMPT_COLUMNS}))
+                    event.attempts.append(_attempt(row))
         return events
 
 
@@ -179,6 +229,12 @@ def _kept(value: str | int | None) -> str | int | None:
 
 def _groups_text(groups: tuple[str, ...]) -> str:
     return orjson.dumps(groups).decode() if groups else "[]"
+
+
+def _attempt(row: RowMapping) -> Attempt:
+    values = {name: row[name] for name in ATTEMPT_COLUMNS}
+    values["accounts"] = tuple(orjson.loads(values["accounts"] or b"[]"))
+    return Attempt(**values)
 
 
 def _event(row: RowMapping) -> UsageEvent:

@@ -1,39 +1,18 @@
 """`/orchestration/…`: what administrators see and change."""
 
-from collections.abc import Awaitable
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
 
-from core.errors import RequestRefused, StoreError, StoreUnavailable
 from core.runtime import Runtime
-from plugins import compat
 from plugins.admin import reports, secrets
+from plugins.admin.access import Changer, Reader, answered
+from plugins.admin.audit import audit
+from plugins.admin.configuration import configuration_router
+from plugins.admin.entries import entries_router
 from plugins.admin.status import status
 from secrets_manager.audit_page import audit_page
-
-
-async def reader(request: Request) -> Any:
-    """A proxy administrator, or one who may only look."""
-    auth = await compat.identify(request)
-    if not compat.may_read(auth):
-        raise compat.forbidden("Only the proxy's administrators may see this.")
-    return auth
-
-
-async def changer(request: Request) -> Any:
-    """A proxy administrator."""
-    auth = await compat.identify(request)
-    if not compat.may_change(auth):
-        raise compat.forbidden(
-            "Only the proxy's administrators may do this; an administrator who may only look cannot."
-        )
-    return auth
-
-
-Reader = Annotated[Any, Depends(reader)]
-Changer = Annotated[Any, Depends(changer)]
 
 
 def admin_router(runtime: Runtime) -> APIRouter:
@@ -44,31 +23,26 @@ def admin_router(runtime: Runtime) -> APIRouter:
         return await status(runtime)
 
     @router.get("/reports/usage", summary="Who used what, and what it cost")
-    async def get_usage(_: Reader, request: Request) -> JSONResponse:
-        return await _answer(reports.usage(runtime, dict(request.query_params)))
+    async def get_usage(_: Reader, request: Request) -> Response:
+        return await answered(reports.usage(runtime, dict(request.query_params)))
 
     @router.get("/secrets", summary="Which secrets are used by whom, and how they are; never a value")
-    async def get_secrets(_: Reader) -> JSONResponse:
-        return await _answer(secrets.listed())
+    async def get_secrets(_: Reader) -> Response:
+        return await answered(secrets.listed())
 
     @router.post("/secrets/refresh", summary="Have secrets read again, here and on every other instance")
-    async def refresh_secrets(auth: Changer, request: Request) -> JSONResponse:
-        return await _answer(secrets.refresh(runtime, auth, await request.body()))
+    async def refresh_secrets(auth: Changer, request: Request) -> Response:
+        return await answered(secrets.refresh(runtime, auth, await request.body()))
 
     @router.get("/secrets/audit", summary="What happened to which secret, when, why, and what came of it")
-    async def get_secrets_audit(_: Reader, request: Request) -> JSONResponse:
+    async def get_secrets_audit(_: Reader, request: Request) -> Response:
         assert runtime.store is not None
-        return await _answer(audit_page(runtime.store, dict(request.query_params)))
+        return await answered(audit_page(runtime.store, dict(request.query_params)))
 
+    @router.get("/audit", summary="Who changed or fetched what, when, and what came of it")
+    async def get_audit(_: Reader, request: Request) -> Response:
+        return await answered(audit(runtime, dict(request.query_params)))
+
+    router.include_router(entries_router(runtime))
+    router.include_router(configuration_router(runtime))
     return router
-
-
-async def _answer(work: Awaitable[dict[str, Any]]) -> JSONResponse:
-    """The result as JSON, or our own errors as OpenAI error bodies."""
-    try:
-        return JSONResponse(await work)
-    except StoreError as error:
-        refusal: RequestRefused = StoreUnavailable(str(error))
-    except RequestRefused as error:
-        refusal = error
-    return JSONResponse({"error": refusal.body()}, refusal.status)

@@ -20,6 +20,7 @@ async def status(runtime: Runtime) -> dict[str, Any]:
             "version": snapshot.version,
             "digest": snapshot.digest,
             "loaded_at": snapshot.loaded_at,
+            "overlay_version": runtime.overlay.version,
             "errors": [str(problem) for problem in runtime.config_problems],
             "restart_needed": list(runtime.restart_needed),
             "price_version": runtime.price_version,

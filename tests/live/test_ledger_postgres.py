@@ -58,6 +58,24 @@ async def test_two_writers_share_a_directory_and_a_killed_ones_records_are_adopt
     await cases.two_writers_share_a_directory_and_a_killed_ones_records_are_adopted(store, tmp_path)
 
 
+async def test_what_a_killed_process_had_sent_is_charged_what_was_reserved(store: Store, tmp_path: Path) -> None:
+    await cases.what_a_killed_process_had_sent_is_charged_what_was_reserved(store, tmp_path)
+
+
+async def test_what_the_store_has_already_is_not_charged_again(store: Store, tmp_path: Path) -> None:
+    await cases.what_the_store_has_already_is_not_charged_again(store, tmp_path)
+
+
+async def test_an_answer_in_a_segment_that_another_heir_holds_is_waited_for(store: Store, tmp_path: Path) -> None:
+    await cases.an_answer_in_a_segment_that_another_heir_holds_is_waited_for(store, tmp_path)
+
+
+async def test_whoever_follows_the_ledger_is_told_of_every_batch_and_cannot_stop_it(
+    store: Store, tmp_path: Path
+) -> None:
+    await cases.whoever_follows_the_ledger_is_told_of_every_batch_and_cannot_stop_it(store, tmp_path)
+
+
 async def test_a_report_equals_the_sums_worked_out_in_python(store: Store) -> None:
     await cases.a_report_equals_the_sums_worked_out_in_python(store)
 

@@ -63,9 +63,9 @@ class Books:
     def all(self) -> list[UsageEvent]:
         attempts: dict[str, list[Attempt]] = {}
         for row in sorted(self._rows("usage_attempts"), key=lambda row: row["number"]):
-            attempts.setdefault(row["request_id"], []).append(
-                Attempt(**{name: value for name, value in row.items() if name != "request_id"})
-            )
+            values = {name: value for name, value in row.items() if name != "request_id"}
+            values["accounts"] = tuple(json.loads(values["accounts"] or "[]"))
+            attempts.setdefault(row["request_id"], []).append(Attempt(**values))
         rows = sorted(self._rows("usage_events"), key=lambda row: row["time_ms"])
         return [_event(row, attempts.get(row["request_id"], [])) for row in rows]
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from core.journal import Amendment, Journal
+from core.budgets import Account, Balance
+from core.journal import Amendment, Journal, Segment, SentAttempt, decode_lines
 from core.ledger import Ledger
 from core.reports import DIMENSIONS, Usage
 from core.store import Instance, Store
@@ -152,6 +154,141 @@ async def two_writers_share_a_directory_and_a_killed_ones_records_are_adopted(st
         await ledger.stop()
         journal.close()
     assert list(directory.iterdir()) == []
+
+
+TEAM = Account("team~1", START)
+
+
+def sent(number: int, reserved: int = 900) -> SentAttempt:
+    attempt = Attempt(1, "large", accounts=(TEAM.key,), reserved_nano=reserved)
+    return SentAttempt(event(number, attempts=[attempt]))
+
+
+def answered(number: int, cost: int) -> UsageEvent:
+    attempt = Attempt(1, "large", usage="reported", cost_nano=cost, accounts=(TEAM.key,), reserved_nano=900)
+    return event(number, usage="reported", cost_nano=cost, attempts=[attempt])
+
+
+async def _inherit(store: Store, directory: Path) -> list[tuple[list[str], dict[str, int]]]:
+    """Run the ledger of an heir until the dead are gone; what it told."""
+    told: list[tuple[list[str], dict[str, int]]] = []
+
+    def note(events: Sequence[UsageEvent], balances: Sequence[Balance]) -> None:
+        told.append(([each.request_id for each in events], {each.key: each.spent_nano for each in balances}))
+
+    heir = Journal(directory, "heir")
+    ledger = Ledger(heir, store.usage, linger=0.01, on_written=note)
+    ledger.start()
+    await eventually(lambda: not list(directory.glob("dead-*")), within=30)
+    await ledger.stop()
+    heir.close()
+    assert list(directory.iterdir()) == []
+    return told
+
+
+async def _spent(store: Store) -> int:
+    return (await store.budgets.balances([TEAM]))[TEAM.key].spent_nano
+
+
+async def what_a_killed_process_had_sent_is_charged_what_was_reserved(store: Store, directory: Path) -> None:
+    dead = Journal(directory, "dead", segment_bytes=2000)
+    never_answered = {0, 3, 39}
+    for number in range(40):
+        dead.sent(sent(number))
+        if number not in never_answered:
+            dead.append(answered(number, 100))
+    # The store has got past what was sent first.
+    first = dead.segments[0]
+    batch = decode_lines(first.read(), 0)
+    await store.usage.write(batch.events)
+    first.acknowledge(batch.end, batch.records)
+    dead.close()
+
+    told = await _inherit(store, directory)
+    for number in range(40):
+        stored = await store.usage.get(f"request-{number}")
+        assert stored is not None
+        if number in never_answered:
+            assert (stored.status, stored.error_class, stored.usage) == (0, "ProcessKilled", "unknown")
+            assert (stored.cost_nano, stored.unknown_nano, stored.attempts[0].accounts) == (900, 900, (TEAM.key,))
+        else:
+            assert (stored.status, stored.cost_nano) == (200, 100)
+    assert await _spent(store) == 37 * 100 + 3 * 900
+    assert {name for names, _ in told for name in names} >= {f"request-{number}" for number in never_answered}
+    assert told[-1][1] == {TEAM.key: await _spent(store)}
+
+
+async def what_the_store_has_already_is_not_charged_again(store: Store, directory: Path) -> None:
+    dead = Journal(directory, "dead")
+    dead.sent(sent(1))
+    await store.usage.write([answered(1, 100)])  # by way of the memory, while the disk was full
+    dead.close()
+    told = await _inherit(store, directory)
+    stored = await store.usage.get("request-1")
+    assert stored is not None and (stored.cost_nano, stored.usage) == (100, "reported")
+    assert told == [(["request-1"], {TEAM.key: 100})]
+
+
+async def an_answer_in_a_segment_that_another_heir_holds_is_waited_for(store: Store, directory: Path) -> None:
+    dead = Journal(directory, "dead", segment_bytes=1000)
+    dead.sent(sent(1))
+    for number in range(10, 16):
+        dead.append(event(number))
+    dead.append(answered(1, 100))
+    paths = [segment.path for segment in dead.segments]
+    dead.close()
+    assert len(paths) > 1
+    others = [each for each in (Segment.adopt(path) for path in paths[1:]) if each is not None]
+    heir = Journal(directory, "heir")
+    ledger = Ledger(heir, store.usage, linger=0.01)
+    ledger.start()
+    await eventually(lambda: _stored(store, "request-10"), within=30)
+    for _ in range(5):
+        assert await ledger.flush(30)
+    assert not await ledger.catch_up(0.1)
+    assert await store.usage.get("request-1") is None
+    assert paths[0].exists()
+    for other in others:
+        batch = decode_lines(other.read(), 0)
+        await store.usage.write(batch.events)
+        other.delete()
+    assert await ledger.catch_up(30)
+    assert not paths[0].exists()
+    stored = await store.usage.get("request-1")
+    assert stored is not None and stored.cost_nano == 100
+    await ledger.stop()
+    heir.close()
+
+
+async def _stored(store: Store, request_id: str) -> bool:
+    return await store.usage.get(request_id) is not None
+
+
+async def whoever_follows_the_ledger_is_told_of_every_batch_and_cannot_stop_it(store: Store, directory: Path) -> None:
+    told: list[tuple[list[str], list[Balance]]] = []
+
+    def note(events: Sequence[UsageEvent], balances: Sequence[Balance]) -> None:
+        told.append(([each.request_id for each in events], list(balances)))
+        raise RuntimeError("whoever follows has a bug")
+
+    await store.usage.write([answered(1, 100)])
+    journal = Journal(directory, "one")
+    ledger = Ledger(journal, store.usage, linger=0.01, on_written=note)
+    ledger.start()
+    journal.append(answered(1, 100))
+    assert await ledger.flush(30)
+    journal.append(answered(2, 50))
+    assert await ledger.flush(30)
+    journal.append(event(3))
+    assert await ledger.flush(30)
+    assert told == [
+        (["request-1"], [Balance(TEAM.key, 100, 0, 1)]),
+        (["request-2"], [Balance(TEAM.key, 150, 0, 2)]),
+        (["request-3"], []),
+    ]
+    assert ledger.status().last_error is None
+    await ledger.stop()
+    journal.close()
 
 
 def random_events(count: int, seed: int) -> list[UsageEvent]:

@@ -35,7 +35,7 @@ def test_a_valid_file_exits_with_0(tmp_path: Path):
 
 
 def test_warnings_alone_exit_with_0(tmp_path: Path):
-    (tmp_path / "config.yaml").write_text("orchestration: {budgets: [{budget_id: b, total_budget: 1}]}\n")
+    (tmp_path / "config.yaml").write_text("orchestration: {caching: {enabled: true}}\n")
     result = run("check", str(tmp_path / "config.yaml"))
     assert (result.exit_code, "no errors, 1 warning" in result.output) == (0, True)
 

@@ -30,6 +30,8 @@ class Runtime(SimpleNamespace):
             ready=ready,
             failure=None,
             settings=Settings.model_validate(settings),
+            snapshot=SimpleNamespace(directory=SimpleNamespace(entries={})),
+            shared_url=None,
             journal=journal,
             bounds_spending=False,
             instance="here",

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import JournalFull, StoreError
-from core.journal import Amendment, Batch, Journal, Segment, decode_lines
-from core.journal.record import encode
+from core.journal import Amendment, Batch, Journal, Segment, SentAttempt, decode_lines
+from core.journal.record import encode, unanswered
 from core.ledger import Ledger
 from core.store import open_store
 from core.usage import Attempt, UsageEvent, UsageState
@@ -356,3 +356,153 @@ def test_a_name_is_taken_only_where_there_is_none() -> None:
     amended = event(1, provider="demo")
     assert Amendment("request-1", provider="other", provider_model="demo/large").improve(amended)
     assert (amended.provider, amended.provider_model) == ("demo", "demo/large")
+
+
+def sent(number: int, *earlier: Attempt, **fields: object) -> SentAttempt:
+    last = Attempt(len(earlier) + 1, "large", "large-1", "demo", accounts=("team~1|0|",), reserved_nano=900)
+    return SentAttempt(event(number, attempts=[*earlier, last], **fields))
+
+
+def left_open(directory: Path) -> list[UsageEvent]:
+    """What an heir must charge, of the newest segment."""
+    heir = Journal(directory, "heir")
+    segments = heir.adopt()
+    found, rejected = unanswered(segments[-1].chunks()) if segments else ([], [])
+    assert not rejected
+    for segment in segments:
+        segment.close()
+    heir.close()
+    return found
+
+
+def test_a_sent_attempt_is_not_read_by_the_living_and_does_not_count_as_a_record(journal: Journal) -> None:
+    journal.sent(sent(1))
+    journal.append(event(2))
+    [segment] = journal.segments
+    assert segment.unread == journal.counts.appended == 1
+    found = read_all(segment)
+    assert [each.request_id for each in found.events] == ["request-2"]
+    assert (found.rejected, found.torn, segment.backlog, segment.unread) == ([], 0, 0, 0)
+
+
+def test_what_was_sent_and_not_answered_costs_what_was_reserved(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "one")
+    failed = Attempt(1, "small", status=500, cost_nano=30, usage=UsageState.REPORTED)
+    journal.sent(sent(1, failed))
+    journal.close()
+    [found] = left_open(tmp_path)
+    assert (found.request_id, found.status, found.error_class, found.usage) == (
+        *("request-1", 0, "ProcessKilled", "unknown"),
+    )
+    assert (found.cost_nano, found.unknown_nano, found.used_model, found.provider) == (930, 900, "large", "demo")
+    [first, last] = found.attempts
+    assert first == failed
+    assert (last.cost_nano, last.usage, last.error_class, last.accounts) == (
+        *(900, "unknown", "ProcessKilled", ("team~1|0|",)),
+    )
+
+
+def test_of_several_attempts_the_last_line_speaks_for_the_request(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "one")
+    journal.sent(sent(1))
+    journal.sent(sent(2))
+    journal.sent(sent(1, Attempt(1, "large", usage=UsageState.UNKNOWN, cost_nano=900)))
+    journal.append(event(2))
+    journal.close()
+    [found] = left_open(tmp_path)
+    assert (found.request_id, len(found.attempts), found.cost_nano) == ("request-1", 2, 1800)
+
+
+def test_a_closed_journal_keeps_the_segment_with_what_is_open(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "one")
+    journal.sent(sent(1))
+    journal.append(event(2))
+    read_all(journal.segments[0])
+    journal.close()
+    assert [each.request_id for each in left_open(tmp_path)] == ["request-1"]
+
+
+def test_what_is_open_goes_along_into_each_new_segment(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "one", segment_bytes=1000)
+    journal.sent(sent(1))
+    journal.sent(sent(2))
+    for number in range(10, 60):
+        journal.append(event(number))
+    journal.append(event(2))
+    assert len(journal.segments) > 3
+    while len(journal.segments) > 1:
+        read_all(journal.segments[0])
+        journal.release(journal.segments[0])
+    read_all(journal.segments[0])
+    journal.close()
+    assert [each.request_id for each in left_open(tmp_path)] == ["request-1"]
+
+
+def test_more_open_attempts_than_a_segment_holds_do_not_make_a_segment_each(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "one", segment_bytes=2000)
+    for number in range(50):
+        journal.sent(sent(number))
+    assert len(journal.segments) < 15
+    journal.close()
+
+
+def test_a_disk_that_was_full_gets_what_was_sent_meanwhile(small_disk: Path) -> None:
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(60 << 10))
+    journal = Journal(small_disk, "one", overflow_records=500, sync_interval=3600)
+    while not journal.waiting_in_memory:
+        journal.append(event(0, session_id="x" * 500))
+    journal.sent(sent(1))
+    journal.sent(sent(2))
+    journal.append(event(2))
+    assert not journal.healthy
+    ballast.unlink()
+    journal.append(event(3))
+    assert journal.healthy
+    journal.close()
+    assert [each.request_id for each in left_open(small_disk)] == ["request-1"]
+
+
+def test_where_no_event_could_be_kept_nothing_may_be_sent(small_disk: Path) -> None:
+    (small_disk / "ballast").write_bytes(bytes(60 << 10))
+    journal = Journal(small_disk, "one", overflow_records=5, sync_interval=3600)
+    while journal.accepting:
+        journal.append(event(0, session_id="x" * 500))
+    with pytest.raises(JournalFull):
+        journal.sent(sent(1))
+    journal.close()
+
+
+def test_a_segment_begins_with_all_that_is_open_or_is_not_begun(small_disk: Path) -> None:
+    journal = Journal(small_disk, "one", segment_bytes=8000, sync_interval=3600)
+    for number in range(20):
+        journal.sent(sent(number))
+    ballast = small_disk / "ballast"
+    with ballast.open("wb") as file, pytest.raises(OSError, match="No space"):
+        while True:
+            os.write(file.fileno(), bytes(512))
+    for number in range(100, 120):
+        journal.append(event(number, session_id="x" * 500))
+    assert journal.waiting_in_memory
+    assert len(journal.segments) == len(list(small_disk.glob("one-*.jsonl"))) <= 2
+    ballast.unlink()
+    journal.append(event(120))
+    assert journal.healthy
+    journal.close()
+    assert len(left_open(small_disk)) == 20
+
+
+@pytest.mark.parametrize(
+    "body", [b"S{}", b"S[]", b'S{"request_id":', b'S{"request_id":"r","time_ms":1,"endpoint":"e","status":0}']
+)
+def test_a_sent_attempt_that_cannot_be_read_is_rejected_with_a_reason(body: bytes) -> None:
+    line = b"%08x %b\n" % (crc32(body), body)
+    found, rejected = unanswered([line + encode(sent(1))])
+    assert [each.request_id for each in found] == ["request-1"]
+    assert [each.line for each in rejected] == [line.rstrip()]
+
+
+def test_torn_lines_hide_no_other() -> None:
+    lines = encode(sent(1)) + encode(sent(2))[:-20] + b"\n" + encode(event(1))[:-9] + b"\n"
+    found, rejected = unanswered([lines])
+    assert ([each.request_id for each in found], rejected) == (["request-1"], [])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from core.budgets import Account
 from core.errors import StoreError
 from core.journal import Journal
 from core.ledger import Ledger
@@ -44,6 +45,24 @@ async def test_two_writers_share_a_directory_and_a_killed_ones_records_are_adopt
     store: Store, tmp_path: Path
 ) -> None:
     await cases.two_writers_share_a_directory_and_a_killed_ones_records_are_adopted(store, tmp_path / "journal")
+
+
+async def test_what_a_killed_process_had_sent_is_charged_what_was_reserved(store: Store, tmp_path: Path) -> None:
+    await cases.what_a_killed_process_had_sent_is_charged_what_was_reserved(store, tmp_path / "journal")
+
+
+async def test_what_the_store_has_already_is_not_charged_again(store: Store, tmp_path: Path) -> None:
+    await cases.what_the_store_has_already_is_not_charged_again(store, tmp_path / "journal")
+
+
+async def test_an_answer_in_a_segment_that_another_heir_holds_is_waited_for(store: Store, tmp_path: Path) -> None:
+    await cases.an_answer_in_a_segment_that_another_heir_holds_is_waited_for(store, tmp_path / "journal")
+
+
+async def test_whoever_follows_the_ledger_is_told_of_every_batch_and_cannot_stop_it(
+    store: Store, tmp_path: Path
+) -> None:
+    await cases.whoever_follows_the_ledger_is_told_of_every_batch_and_cannot_stop_it(store, tmp_path / "journal")
 
 
 _SERVES_UNTIL_KILLED = """
@@ -84,6 +103,65 @@ async def test_after_a_kill_every_acknowledged_event_is_in_the_store_once(store:
     assert len(ids) == len(set(ids))
     assert set(acknowledged) <= set(ids)
     assert len(ids) <= len(acknowledged) + 1
+    await ledger.stop()
+    journal.close()
+
+
+_SENDS_UNTIL_KILLED = """
+import asyncio, sys
+from itertools import count
+from pathlib import Path
+from core.journal import Journal, SentAttempt
+from core.ledger import Ledger
+from core.store import open_store
+from core.usage import Attempt, UsageEvent
+async def request(journal, number):
+    attempt = Attempt(1, "large", accounts=("team~1|0|",), reserved_nano=1000)
+    event = UsageEvent(f"request-{number}", number, "/v1/chat/completions", 200, attempts=[attempt])
+    journal.sent(SentAttempt(event))
+    sys.stdout.write(f"request-{number}\\n")
+    sys.stdout.flush()
+    for _ in range(number % 50):
+        await asyncio.sleep(0)
+    attempt.cost_nano = event.cost_nano = 10
+    journal.append(event)
+async def main():
+    journal = Journal(Path(sys.argv[2]), "doomed", segment_bytes=20_000)
+    Ledger(journal, open_store(sys.argv[1]).usage, linger=0.001).start()
+    running = set()
+    for number in count():
+        running.add(task := asyncio.create_task(request(journal, number)))
+        task.add_done_callback(running.discard)
+        await asyncio.sleep(0)
+asyncio.run(main())
+"""
+
+
+async def test_after_a_kill_everything_that_was_sent_is_charged_once(store: Store, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _SENDS_UNTIL_KILLED, f"sqlite:///{tmp_path}/store.db", tmp_path / "journal"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    sent = [process.stdout.readline().strip() for _ in range(3000)]
+    process.send_signal(signal.SIGKILL)
+    sent += [line.strip() for line in process.stdout if line.endswith("\n")]
+    process.wait()
+    process.stdout.close()
+
+    journal = Journal(tmp_path / "journal", "heir")
+    ledger = Ledger(journal, store.usage, linger=0.01)
+    ledger.start()
+    await eventually(lambda: not list((tmp_path / "journal").glob("doomed-*")), within=30)
+    ids = await cases.stored_ids(store)
+    assert len(ids) == len(set(ids)) <= len(sent) + 1
+    assert set(sent) <= set(ids)
+    events = [event for each in ids if (event := await store.usage.get(each))]
+    killed = [event for event in events if event.error_class == "ProcessKilled"]
+    assert killed
+    assert {event.cost_nano for event in killed} == {1000}
+    assert {event.cost_nano for event in events if event.error_class is None} == {10}
+    account = Account("team~1", 0)
+    spent = (await store.budgets.balances([account]))[account.key].spent_nano
+    assert spent == sum(event.cost_nano for event in events)
     await ledger.stop()
     journal.close()
 

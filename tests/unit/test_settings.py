@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from core.errors import ConfigError
 from core.settings import Finding, InvalidConfig, Loaded, Settings, load
-from core.settings.models import AtLimit
+from core.settings.models import AtLimit, Weekday
 
 MODELS = """\
 model_list:
@@ -151,6 +151,60 @@ def test_a_budget_says_in_either_way_what_happens_at_its_limit(tmp_path: Path, s
     assert (budget.at_limit, budget.total_budget) == (meant, Decimal("0.1"))
 
 
+def test_a_budget_says_where_its_periods_begin_what_is_carried_over_and_who_has_another_allowance(tmp_path: Path):
+    section = """\
+orchestration:
+  budgets:
+    - {budget_id: weekly, total_budget: 1, reset_period: weekly, anchor: {week_starts: sunday}}
+    - {budget_id: fiscal, total_budget: 1, reset_period: QUARTERLY, anchor: {month: 4, day: 6}, rollover: {max: 0.5}}
+    - {budget_id: people, total_budget: 1, per: user, overrides: {ada: 20, nobody-knows-her: 0.000000001}}
+"""
+    settings = loaded(tmp_path, section).settings
+    weekly, fiscal, people = settings.budgets
+    assert weekly.anchor is not None and weekly.anchor.week_starts is Weekday.SUNDAY
+    assert fiscal.anchor is not None and (fiscal.anchor.month, fiscal.anchor.day) == (4, 6)
+    assert fiscal.rollover is not None and fiscal.rollover.max == Decimal("0.5")
+    assert people.overrides == {"ada": Decimal(20), "nobody-knows-her": Decimal("0.000000001")}
+    assert Settings.model_validate_json(settings.model_dump_json()) == settings
+
+
+@pytest.mark.parametrize(
+    ("budget", "path", "says"),
+    [
+        ("task_types: []", "task_types", "does not narrow"),
+        ("user_groups: [opps]", "user_groups[0]", "did you mean 'ops'? (it may come from a team's metadata)"),
+        ("user_groups: [nobody]", "user_groups[0]", "has no members"),
+        ("flat_reserve: 1.5", "flat_reserve", "is more than the whole budget (1)"),
+        ("per: user, users: [ada], overrides: {eve: 2}", "overrides.eve", "not in the budget's scope"),
+        ("per: model, models: ['la*'], overrides: {small: 2}", "overrides.small", "not in the budget's scope"),
+    ],
+)
+def test_a_budget_that_does_less_than_it_seems_to_is_a_warning(tmp_path: Path, budget: str, path: str, says: str):
+    groups = "{ops: {users: [ada]}, nobody: {}}"
+    section = f"orchestration: {{groups: {groups}, budgets: [{{budget_id: b, total_budget: 1, {budget}}}]}}"
+    found = [one for one in loaded(tmp_path, section).findings if "not built yet" not in one.message]
+    assert [(one.severity, one.path) for one in found] == [("warning", f"orchestration.budgets[0].{path}")]
+    assert says in found[0].message
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [
+        "user_groups: [ops]",
+        "flat_reserve: 1.5, per: user, overrides: {ada: 2}",
+        "flat_reserve: 1.5, at_limit: warn",
+        "per: team, overrides: {research: 2}",
+        "per: model, models: ['la*'], overrides: {large: 2}",
+        f"per: key, keys: [the-alias], overrides: {{'sha256:{'0a' * 32}': 2}}",
+    ],
+)
+def test_a_budget_that_does_what_it_says_has_nothing_to_say(tmp_path: Path, budget: str):
+    section = (
+        f"orchestration: {{groups: {{ops: {{users: [ada]}}}}, budgets: [{{budget_id: b, total_budget: 1, {budget}}}]}}"
+    )
+    assert [one for one in loaded(tmp_path, section).findings if "not built yet" not in one.message] == []
+
+
 def test_an_unknown_field_is_refused_with_the_nearest_name_and_its_line(tmp_path: Path):
     (finding,) = refused(tmp_path, "orchestration:\n  tiers:\n    free:\n      modles: [small]\n")
     assert finding.path == "orchestration.tiers.free.modles"
@@ -271,6 +325,56 @@ LITERAL = "sk-" + "0123456789abcdef" * 2
             "used 2 times",
         ),
         (f"{{budgets: [{{budget_id: b, total_budget: 1, keys: [{LITERAL}]}}]}}", ".budgets[0].keys", "never the keys"),
+        ("{budgets: [{budget_id: 'a~b', total_budget: 1}]}", ".budgets[0].budget_id", "match pattern"),
+        ("{budgets: [{budget_id: 'a|b', total_budget: 1}]}", ".budgets[0].budget_id", "match pattern"),
+        (
+            "{budgets: [{budget_id: b, total_budget: 1, anchor: {week_starts: SUNDAY}}]}",
+            ".budgets[0].anchor",
+            "week_starts does nothing with reset_period: MONTHLY, which takes day",
+        ),
+        (
+            "{budgets: [{budget_id: b, total_budget: 1, reset_period: DAILY, anchor: {day: 2}}]}",
+            ".budgets[0].anchor",
+            "day does nothing with reset_period: DAILY, which has no anchor",
+        ),
+        (
+            "{budgets: [{budget_id: b, total_budget: 1, reset_period: QUARTERLY, anchor: {week_starts: MONDAY}}]}",
+            ".budgets[0].anchor",
+            "which takes month and day",
+        ),
+        ("{budgets: [{budget_id: b, total_budget: 1, anchor: {day: 29}}]}", ".budgets[0].anchor.day", "equal to 28"),
+        ("{budgets: [{budget_id: b, total_budget: 1, anchor: {dya: 2}}]}", ".budgets[0].anchor.dya", "mean 'day'?"),
+        (
+            "{budgets: [{budget_id: b, total_budget: 1, reset_period: WEEKLY, anchor: {week_starts: SUNDY}}]}",
+            ".budgets[0].anchor.week_starts",
+            "did you mean 'SUNDAY'?",
+        ),
+        (
+            "{budgets: [{budget_id: b, total_budget: 1, reset_period: TOTAL, rollover: {max: 1}}]}",
+            ".budgets[0].rollover",
+            "has no next period",
+        ),
+        ("{budgets: [{budget_id: b, total_budget: 1, rollover: {}}]}", ".budgets[0].rollover", "'max' is required"),
+        ("{budgets: [{budget_id: b, total_budget: 1, overrides: {a: 2}}]}", ".budgets[0].overrides", "needs `per`"),
+        (
+            "{budgets: [{budget_id: b, total_budget: 1, per: user, overrides: {a: -2}}]}",
+            ".budgets[0].overrides.a",
+            "greater than or equal to 0",
+        ),
+        (
+            "{budgets: [{budget_id: b, total_budget: 1, per: key, overrides: {the-alias: 2}}]}",
+            ".budgets[0].overrides",
+            "takes hashes of keys",
+        ),
+        (
+            "{budgets: [{budget_id: b, total_budget: 1, per: model, overrides: {smal: 2}}]}",
+            ".budgets[0].overrides.smal",
+            "did you mean 'small'?",
+        ),
+        ("{reservations: {quantile: 0}}", ".reservations.quantile", "greater than 0"),
+        ("{reservations: {quantile: 99}}", ".reservations.quantile", "less than or equal to 1"),
+        ("{reservations: {initial_output_tokens: 0}}", ".reservations.initial_output_tokens", "or equal to 1"),
+        ("{reservations: {lease_seconds: 0}}", ".reservations.lease_seconds", "greater than or equal to 1"),
         ("{alerts: {channels: {ops: 'https://hooks/x'}}}", ".alerts.channels.ops", "never the secret itself"),
         (
             "{alerts: {channels: {ops: os.environ/URL}, rules: [{on: [breaker_open], to: [opps]}]}}",

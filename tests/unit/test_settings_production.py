@@ -55,6 +55,10 @@ def test_the_defaults_are_not_safe_enough_for_production(tmp_path: Path):
             ("error", "secrets.providers.aws.sts_endpoint_url"),
         ),
         ("trust_key_metadata: true", ("warning", "trust_key_metadata")),
+        (
+            "shared_state: {on_outage: allow}, budgets: [{budget_id: b, total_budget: 1}]",
+            ("warning", "shared_state.on_outage"),
+        ),
     ],
 )
 def test_unsafe_choices_are_named_in_production_and_allowed_in_development(
@@ -72,6 +76,8 @@ def test_unsafe_choices_are_named_in_production_and_allowed_in_development(
         "shared_state: {url: 'rediss://redis:6379'}",
         "shared_state: {url: 'redis://127.0.0.1'}",
         "shared_state: {url: 'unix:///run/redis.sock'}",
+        "shared_state: {on_outage: allow}, budgets: [{budget_id: b, total_budget: 1, at_limit: warn}]",
+        "shared_state: {on_outage: deny}, budgets: [{budget_id: b, total_budget: 1}]",
         "keys: [{key: os.environ/K}]",
         "secrets: {default_provider: aws}, keys: [{key: 'os.environ/secret://K'}]",
         "secrets: {providers: {aws: {endpoint_url: 'https://vpce.example'}}}",
@@ -174,8 +180,8 @@ def test_what_asks_for_nothing_is_not_warned_about(tmp_path: Path):
 
 
 def test_a_variable_that_asks_for_something_unbuilt_is_named(tmp_path: Path):
-    (finding,) = warned(tmp_path, "", {"REDIS_URL": "redis://localhost"})
-    assert finding.variable == "REDIS_URL"
+    (finding,) = warned(tmp_path, "", {"CACHE_TTL": "60"})
+    assert finding.variable == "CACHE_TTL"
 
 
 def test_a_variable_that_is_set_for_other_reasons_does_not_warn(tmp_path: Path):

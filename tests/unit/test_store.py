@@ -69,23 +69,44 @@ async def test_the_migrations_make_the_tables_that_the_code_uses(tmp_path: Path)
     await store.close()
 
 
+def upgrade_to(connection: Connection, revision: str) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(core.store.migrations.__file__).parent))
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision)
+
+
 async def test_a_store_of_the_first_version_is_upgraded_with_what_waits_in_it(tmp_path: Path) -> None:
     store = open_store(f"sqlite:///{tmp_path}/store.db")
 
-    def to_first(connection: Connection) -> None:
-        config = Config()
-        config.set_main_option("script_location", str(Path(core.store.migrations.__file__).parent))
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0001")
-
     async with store.writing() as connection:
-        await connection.run_sync(to_first)
+        await connection.run_sync(upgrade_to, "0001")
         text = Amendment("request-1", provider="demo").to_json().decode()
         await connection.exec_driver_sql("INSERT INTO usage_amendments VALUES ('request-1', ?)", (text,))
     await store.upgrade()
     await store.usage.write([UsageEvent("request-1", 1, "/v1/chat/completions", 200)])
     event = await store.usage.get("request-1")
     assert event is not None and event.provider == "demo"
+    await store.close()
+
+
+async def test_attempts_from_before_budgets_belong_to_no_account_and_old_workers_go_on_writing(tmp_path: Path) -> None:
+    store = open_store(f"sqlite:///{tmp_path}/store.db")
+    as_it_was = (
+        "request_id, number, model, started_ms, latency_ms, status, usage, input_tokens, output_tokens, cost_nano"
+    )
+    write = f"INSERT INTO usage_attempts ({as_it_was}) VALUES (?, 1, 'large', 0, 0, 200, 'reported', 1, 2, 3)"
+    async with store.writing() as connection:
+        await connection.run_sync(upgrade_to, "0003")
+        await connection.exec_driver_sql(write, ("request-1",))
+    await store.upgrade()
+    async with store.writing() as connection:
+        await connection.exec_driver_sql(write, ("request-2",))
+    for name in ("request-1", "request-2"):
+        await store.usage.write([UsageEvent(name, 1, "/v1/chat/completions", 200)])
+        event = await store.usage.get(name)
+        assert event is not None
+        assert [(each.cost_nano, each.accounts, each.reserved_nano) for each in event.attempts] == [(3, (), 0)]
     await store.close()
 
 

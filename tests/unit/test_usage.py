@@ -15,7 +15,15 @@ text = st.text(st.characters(exclude_categories=["Cs"]))
         status=st.integers(0, 599),
         groups=st.lists(text).map(tuple),
         cost_nano=st.integers(0, 2**62),
-        attempts=st.lists(st.builds(Attempt, number=st.integers(1, 9), model=text)),
+        attempts=st.lists(
+            st.builds(
+                Attempt,
+                number=st.integers(1, 9),
+                model=text | st.just(',"accounts":[],"reserved_nano":0'),
+                accounts=st.lists(text, max_size=2).map(tuple),
+                reserved_nano=st.integers(0, 1),
+            )
+        ),
     )
 )
 def test_an_event_survives_its_line_of_json(event: UsageEvent) -> None:
@@ -32,3 +40,8 @@ def test_a_field_of_a_newer_version_is_dropped() -> None:
 def test_a_field_that_a_newer_version_gave_an_attempt_is_dropped() -> None:
     line = b'{"request_id":"r","time_ms":1,"endpoint":"e","status":200,"attempts":[{"number":1,"model":"m","new":1}]}'
     assert UsageEvent.from_json(line) == UsageEvent("r", 1, "e", 200, attempts=[Attempt(1, "m")])
+
+
+def test_an_attempt_without_accounts_takes_no_more_room_than_it_did() -> None:
+    assert b"accounts" not in UsageEvent("r", 1, "e", 200, attempts=[Attempt(1, "m")]).to_json()
+    assert b"accounts" in UsageEvent("r", 1, "e", 200, attempts=[Attempt(1, "m", accounts=("a|0|",))]).to_json()

@@ -1,12 +1,9 @@
 """The `orchestration:` section of config.yaml as frozen models, one module a part."""
 
-from core.settings.models.budgets import AtLimit, Budget, BudgetPer, BudgetResetPeriod
+from core.settings.models.alerts import AlertChannel, AlertChannels, AlertEvent, AlertRule, Alerts
+from core.settings.models.budgets import Anchor, AtLimit, Budget, BudgetPer, BudgetResetPeriod, Rollover, Weekday
 from core.settings.models.identity import Group, Key, Tier
 from core.settings.models.operations import (
-    AlertChannels,
-    AlertEvent,
-    AlertRule,
-    Alerts,
     Analytics,
     CacheScope,
     Caching,
@@ -21,6 +18,7 @@ from core.settings.models.operations import (
     SharedState,
     Store,
 )
+from core.settings.models.reservations import Reservations
 from core.settings.models.root import Environment, Settings
 from core.settings.models.routing import (
     Experiment,
@@ -87,7 +85,12 @@ __all__ = [
     "BudgetPer",
     "BudgetResetPeriod",
     "AtLimit",
+    "Anchor",
+    "Weekday",
+    "Rollover",
+    "Reservations",
     "Alerts",
+    "AlertChannel",
     "AlertChannels",
     "AlertEvent",
     "AlertRule",

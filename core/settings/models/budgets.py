@@ -1,13 +1,15 @@
 """How much may be spent, by whom, until when."""
 
+import re
 from collections.abc import Mapping
+from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated, Any, Self, cast
 from zoneinfo import ZoneInfo
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from core.settings.models.section import Dollars, Fraction, Identifier, Name, Section, Text
+from core.settings.models.section import Count, Dollars, Fraction, Frozen, Identifier, Name, Section, Text, empty
 
 
 class BudgetResetPeriod(StrEnum):
@@ -18,6 +20,18 @@ class BudgetResetPeriod(StrEnum):
     MONTHLY = "MONTHLY"
     QUARTERLY = "QUARTERLY"
     TOTAL = "TOTAL"
+
+
+class Weekday(StrEnum):
+    """The day a week starts with."""
+
+    MONDAY = "MONDAY"
+    TUESDAY = "TUESDAY"
+    WEDNESDAY = "WEDNESDAY"
+    THURSDAY = "THURSDAY"
+    FRIDAY = "FRIDAY"
+    SATURDAY = "SATURDAY"
+    SUNDAY = "SUNDAY"
 
 
 class AtLimit(StrEnum):
@@ -37,6 +51,9 @@ class BudgetPer(StrEnum):
     MODEL = "model"
 
 
+_KEY_HASH = re.compile(r"(sha256:)?[0-9a-f]{64}")
+
+
 def _upper(value: object) -> object:
     return value.upper() if isinstance(value, str) else value
 
@@ -47,6 +64,35 @@ def _known_timezone(name: str) -> str:
     except (LookupError, ValueError, OSError):
         raise ValueError("is not the name of a timezone, such as UTC or Europe/Berlin") from None
     return name
+
+
+_ANCHORS = {
+    BudgetResetPeriod.WEEKLY: ("week_starts",),
+    BudgetResetPeriod.MONTHLY: ("day",),
+    BudgetResetPeriod.QUARTERLY: ("month", "day"),
+}
+"""What can be chosen about the beginning of a period."""
+
+
+class Anchor(Section):
+    """Where periods begin, if not on a Monday, on the first of the month, or in January."""
+
+    week_starts: Annotated[Weekday, BeforeValidator(_upper)] | None = Field(
+        default=None, description="With WEEKLY: MONDAY (where nothing is said) to SUNDAY."
+    )
+    month: Annotated[Count, Field(le=12)] | None = Field(
+        default=None,
+        description="With QUARTERLY: the first month of the fiscal year, 1 (where nothing is said) to 12.",
+    )
+    day: Annotated[Count, Field(le=28)] | None = Field(
+        default=None, description="With MONTHLY and QUARTERLY: the day of the month, 1 (where nothing is said) to 28."
+    )
+
+
+class Rollover(Section):
+    """What is left of one period is added to the next."""
+
+    max: Dollars = Field(description="US dollars that are carried over at most, for each member of a `per` budget.")
 
 
 class Budget(Section):
@@ -60,6 +106,10 @@ class Budget(Section):
     )
     timezone: Annotated[str, AfterValidator(_known_timezone)] = Field(
         default="UTC", description="IANA timezone in which periods begin."
+    )
+    anchor: Anchor | None = Field(default=None, description="Where periods begin; null = as calendars have it.")
+    rollover: Rollover | None = Field(
+        default=None, description="Carries unspent money into the next period; null = it lapses. Not with TOTAL."
     )
     alert_thresholds: tuple[Fraction, ...] = Field(
         default=(0.5, 0.8, 0.95), description="Shares of total_budget at which an alert is sent, rising."
@@ -82,10 +132,24 @@ class Budget(Section):
     )
     users: tuple[Text, ...] = Field(default=(), description="Scope: user ids.")
     teams: tuple[Text, ...] = Field(default=(), description="Scope: team ids.")
-    user_groups: tuple[Name, ...] = Field(default=(), description="Scope: names of groups.")
-    models: tuple[Name, ...] = Field(default=(), description="Scope: models, by name or glob.")
-    keys: tuple[Text, ...] = Field(default=(), description="Scope: key hashes or aliases, never keys.")
-    task_types: tuple[Name, ...] = Field(default=(), description="Scope: task types.")
+    user_groups: tuple[Name, ...] = Field(
+        default=(), description="Scope: names of groups; one that the caller is in is enough."
+    )
+    models: tuple[Name, ...] = Field(
+        default=(),
+        description="Scope: by name or glob, models that answer, or policies that are asked for.",
+    )
+    keys: tuple[Text, ...] = Field(
+        default=(),
+        description="Scope: hashes of keys (SHA-256 in hex) or aliases, never keys. Where LiteLLM lets users make keys "
+        "and rename them, `users` or `teams` hold them and this does not.",
+    )
+    task_types: tuple[Name, ...] = Field(default=(), description="Scope: task types, as requests state them.")
+    overrides: Annotated[Mapping[Text, Dollars], *Frozen] = Field(
+        default_factory=empty,
+        description="With `per`: US dollars a period for single members, in place of total_budget; by user id, "
+        "team id, hash of the key, or model.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -102,12 +166,45 @@ class Budget(Section):
             raise ValueError("must rise from each threshold to the next")
         return thresholds
 
+    @field_validator("anchor")
+    @classmethod
+    def _anchored_where_it_matters(cls, anchor: Anchor | None, info: ValidationInfo) -> Anchor | None:
+        period: BudgetResetPeriod | None = info.data.get("reset_period")
+        if anchor is None or period is None:
+            return anchor
+        valid = _ANCHORS.get(period, ())
+        for field in Anchor.names():
+            if getattr(anchor, field) is not None and field not in valid:
+                takes = f"takes {' and '.join(valid)}" if valid else "has no anchor"
+                raise ValueError(f"{field} does nothing with reset_period: {period}, which {takes}")
+        return anchor
+
+    @field_validator("rollover")
+    @classmethod
+    def _into_another_period(cls, rollover: Rollover | None, info: ValidationInfo) -> Rollover | None:
+        if rollover is not None and info.data.get("reset_period") is BudgetResetPeriod.TOTAL:
+            raise ValueError("does nothing with reset_period: TOTAL, which has no next period")
+        return rollover
+
     @field_validator("keys")
     @classmethod
     def _no_literal_keys(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
         if any(key.startswith("sk-") for key in keys):
             raise ValueError("takes hashes or aliases of keys, never the keys themselves")
         return keys
+
+    @field_validator("overrides")
+    @classmethod
+    def _of_members(cls, overrides: Mapping[str, Decimal], info: ValidationInfo) -> Mapping[str, Decimal]:
+        if not overrides or "per" not in info.data:
+            return overrides
+        per: BudgetPer | None = info.data["per"]
+        if per is None:
+            raise ValueError("needs `per`, which says whose they are: user, team, key or model")
+        # An alias would let whoever may name a key take somebody's allowance.
+        if per is BudgetPer.KEY and not all(_KEY_HASH.fullmatch(member) for member in overrides):
+            raise ValueError("with per: key, takes hashes of keys: the SHA-256 in 64 lower-case hex digits")
+        return overrides
 
     @model_validator(mode="after")
     def _one_meaning(self) -> Self:

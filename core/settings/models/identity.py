@@ -24,6 +24,15 @@ class Key(Section):
         min_length=1,
         description="Models and policies the key may ask for, by name or glob. The tier limits them further.",
     )
+    requests_per_minute: Count | None = Field(
+        default=None, description="Requests per minute with this key; null = no limit."
+    )
+    tokens_per_minute: Count | None = Field(
+        default=None, description="Input and output tokens per minute with this key; null = no limit."
+    )
+    max_parallel_requests: Count | None = Field(
+        default=None, description="Requests in flight at once with this key; null = no limit."
+    )
     trusted: bool = Field(
         default=False,
         description="Whether requests with this key may say on whose behalf they come (user_id, user_tier).",

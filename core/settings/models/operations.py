@@ -1,12 +1,13 @@
-"""How the proxy runs: store, shared state, journal, caching, resilience, limits, alerts, analytics."""
+"""How the proxy runs: store, shared state, journal, caching, resilience, limits, analytics."""
 
 from collections.abc import Mapping
 from enum import StrEnum
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from core.settings.models.section import Count, Frozen, Name, Seconds, SecretRef, Section, Text, empty
+from core.settings.models.section import Count, Frozen, Name, Seconds, Section, Text, empty
 from core.settings.urls import checked_redis_url, checked_store_url
 
 
@@ -125,46 +126,68 @@ class Resilience(Section):
     health_checks: HealthChecks = Field(default_factory=HealthChecks, description="Asks models whether they are well.")
 
 
-class Limits(Section):
-    """Limits of the whole proxy."""
+QueueSize = Annotated[int, Field(ge=0, le=1_000_000, strict=True)]
 
-    max_concurrent_requests: Count = Field(default=1000, description="Requests in flight at once, an instance.")
+
+def _checked_network(text: str) -> str:
+    try:
+        network = ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError("is not an address or a network; write 10.0.0.0/8, 192.0.2.7 or 2001:db8::/32") from None
+    # Addresses of IPv4 in IPv6 are read as IPv4, so networks have to be.
+    mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
+    if mapped is not None and network.prefixlen >= 96:
+        return str(IPv4Network((int(mapped), network.prefixlen - 96)))
+    return str(network)
+
+
+class ForwardedHeader(StrEnum):
+    """The header in which proxies in front say where a request comes from."""
+
+    X_FORWARDED_FOR = "x-forwarded-for"
+    FORWARDED = "forwarded"
+
+
+class UserLimits(Section):
+    """Limits of one user, over all keys and tiers."""
+
+    requests_per_minute: Count | None = Field(default=None, description="Requests per minute; null = no limit.")
+    tokens_per_minute: Count | None = Field(
+        default=None, description="Input and output tokens per minute; null = no limit."
+    )
+    max_parallel_requests: Count | None = Field(
+        default=None, description="Requests in flight at once; null = no limit."
+    )
+
+
+class Limits(Section):
+    """Limits of the whole proxy, of users and of addresses."""
+
+    max_concurrent_requests: Count = Field(default=1000, description="Requests in flight at once, a worker.")
+    queue_size: QueueSize | None = Field(
+        default=None,
+        description="Requests that wait for one in flight to end, by priority; null = twice `max_concurrent_requests`.",
+    )
+    queue_timeout: Seconds = Field(default=10, description="Seconds a request waits before it is refused.")
     max_body_bytes: Count = Field(default=10_485_760, description="Largest request body in bytes.")
     per_ip_requests_per_minute: Count | None = Field(
-        default=None, description="Requests per minute from one address; null = no limit."
+        default=None, description="Requests per minute from one address (IPv6: from one /64); null = no limit."
+    )
+    trusted_proxies: tuple[Annotated[str, AfterValidator(_checked_network)], ...] = Field(
+        default=(), description="Addresses and networks of proxies in front, whose word on a client's address counts."
+    )
+    forwarded_header: ForwardedHeader = Field(
+        default=ForwardedHeader.X_FORWARDED_FOR,
+        description="x-forwarded-for | forwarded: the header that the trusted proxies write.",
+    )
+    users: Annotated[Mapping[Text, UserLimits], *Frozen] = Field(
+        default_factory=empty, description="Limits of single users, by user id."
     )
 
-
-class AlertEvent(StrEnum):
-    """What alerts are sent about."""
-
-    BUDGET_THRESHOLD = "budget_threshold"
-    BUDGET_LIMIT = "budget_limit"
-    BREAKER_OPEN = "breaker_open"
-    BREAKER_CLOSED = "breaker_closed"
-    SECRET_STALE = "secret_stale"  # noqa: S105 - the name of an event
-    SHARED_STATE_DOWN = "shared_state_down"
-    STORE_DOWN = "store_down"
-    CONFIG_REFUSED = "config_refused"
-
-
-AlertChannels = Mapping[Name, SecretRef]
-
-
-class AlertRule(Section):
-    """Which events go where."""
-
-    on: tuple[AlertEvent, ...] = Field(min_length=1, description="Events: " + ", ".join(AlertEvent) + ".")
-    to: tuple[Name, ...] = Field(min_length=1, description="Names of channels.")
-
-
-class Alerts(Section):
-    """Messages to people."""
-
-    channels: Annotated[AlertChannels, *Frozen] = Field(
-        default_factory=empty, description="A name and a reference to the webhook's URL, which is a secret."
-    )
-    rules: tuple[AlertRule, ...] = Field(default=(), description="Which events go where.")
+    @property
+    def places_to_wait(self) -> int:
+        """`queue_size`, or what it is where it is left out."""
+        return 2 * self.max_concurrent_requests if self.queue_size is None else self.queue_size
 
 
 class LogLevel(StrEnum):

@@ -6,9 +6,11 @@ from typing import Annotated
 
 from pydantic import Field
 
+from core.settings.models.alerts import Alerts
 from core.settings.models.budgets import Budget
 from core.settings.models.identity import Group, Key, Tier
-from core.settings.models.operations import Alerts, Analytics, Caching, Journal, Limits, Resilience, SharedState, Store
+from core.settings.models.operations import Analytics, Caching, Journal, Limits, Resilience, SharedState, Store
+from core.settings.models.reservations import Reservations
 from core.settings.models.routing import Routing
 from core.settings.models.secrets import Secrets
 from core.settings.models.section import Frozen, Name, Section, empty
@@ -45,6 +47,9 @@ class Settings(Section):
     )
     routing: Routing = Field(default_factory=Routing, description="Which model answers.")
     budgets: tuple[Budget, ...] = Field(default=(), description="How much may be spent.")
+    reservations: Reservations = Field(
+        default_factory=Reservations, description="What budgets set aside for requests under way."
+    )
     alerts: Alerts = Field(default_factory=Alerts, description="Messages to people.")
     caching: Caching = Field(default_factory=Caching, description="Answers that exist already.")
     resilience: Resilience = Field(default_factory=Resilience, description="What happens when providers fail.")
