@@ -1,6 +1,6 @@
 """`make bench`: run the benchmarks, print a table (or JSON), and keep each one's figures in benchmarks/results/.
 
-    python -m benchmarks [overhead] [durability] [ledger] [secrets] [--quick] [--requests 20000] [--json]
+    python -m benchmarks [overhead] [durability] [ledger] [secrets] [budgets] [--quick] [--requests 20000] [--json]
 
 Exits with 1 when a figure does not keep its bound.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import durability, ledger, overhead, secrets
+from benchmarks import budgets, durability, ledger, overhead, secrets
 from benchmarks.figures import Bound, Figure, Result
 from tests.support.postgres import PostgresServer
 
@@ -60,11 +60,16 @@ async def _secrets(given: argparse.Namespace) -> Result:
     return await asyncio.to_thread(secrets.measure, **({"references": 100, "rotations": 1} if given.quick else {}))
 
 
+async def _budgets(given: argparse.Namespace) -> Result:
+    return await budgets.measure(budgets.QUICK if given.quick else budgets.FULL)
+
+
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], Coroutine[None, None, Result]]] = {
     "overhead": _overhead,
     "durability": _durability,
     "ledger": _ledger,
     "secrets": _secrets,
+    "budgets": _budgets,
 }
 
 

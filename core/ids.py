@@ -6,6 +6,11 @@ import time
 _RANDOM_BITS = 62
 
 
+def first_request_id(milliseconds: int) -> str:
+    """What every request that was named at this time (Unix milliseconds) or later is not less than."""
+    return f"{milliseconds & 0xFFFF_FFFF_FFFF:012x}"[:8] + "-" + f"{milliseconds & 0xFFFF:04x}"
+
+
 def new_request_id() -> str:
     """A UUIDv7 (RFC 9562, section 5.7): 48 bits of Unix milliseconds, 74 random bits."""
     milliseconds = time.time_ns() // 1_000_000 & 0xFFFF_FFFF_FFFF

@@ -154,6 +154,11 @@ class Runtime:
     def bounds_spending(self) -> bool:
         return self.snapshot.bounds_spending
 
+    @property
+    def counts_spending(self) -> bool:
+        """Whether there is a budget that everything has to be charged to, or a tier that limits it."""
+        return self.snapshot.bounds_spending or len(self.snapshot.catalog) > 0
+
     def beside(self, work: Callable[[Store], Coroutine[None, None, None]]) -> None:
         """Have `work` done with the store for as long as this runs, until it is cancelled; to be said before `run`."""
         self._beside.append(work)

@@ -7,6 +7,7 @@ from core.context import NOTHING_CLAIMED, Caller, Claims, RequestContext, output
 from core.errors import BadField, ModelNotAllowed
 from custom_router.router import Plan, rank
 from plugins import compat, payment
+from plugins.batches import background
 from plugins.exchange import Exchange
 from plugins.listing import permitted_policies
 
@@ -33,6 +34,7 @@ async def admit(runtime: "Runtime", exchange: Exchange, auth: Any, data: dict[st
         exchange.context = _context(exchange, caller, data, NOTHING_CLAIMED)
         raise
     context = exchange.context = _context(exchange, caller, data, claims)
+    background.check(snapshot, exchange.endpoint, data)
     plan = rank(context, snapshot.policies, snapshot.access)
     allowed = [group for group in plan.candidates if await _key_may_use(exchange, group, plan)]
     if not allowed:
@@ -101,6 +103,16 @@ async def permitted(runtime: "Runtime", exchange: Exchange, group: str) -> bool:
         )
         exchange.permits[group] = answer
     return answer
+
+
+def enabled(runtime: "Runtime", deployments: list[Any]) -> list[Any]:
+    """The deployments that administrators have not switched off."""
+    disabled = runtime.disabled_deployments
+    return (
+        [one for one in deployments if (one.get("model_info") or {}).get("id") not in disabled]
+        if disabled
+        else deployments
+    )
 
 
 async def listed(runtime: "Runtime", auth: Any, names: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ support. The proxy's globals are None while callbacks load, so they are read whe
 
 import hmac
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,11 @@ from litellm.proxy import proxy_server
 from litellm.proxy._types import LitellmUserRoles, ProxyException, SpecialModelNames, UserAPIKeyAuth
 from litellm.proxy.auth.auth_checks import can_key_call_resolved_model
 from litellm.proxy.auth.user_api_key_auth import user_api_key_auth
+from litellm.proxy.openai_files_endpoints.common_utils import (
+    decode_model_from_file_id,
+    encode_file_id_with_model,
+    get_original_file_id,
+)
 from litellm.proxy.shutdown.graceful_shutdown_manager import GracefulShutdownManager
 from litellm.types.router import Deployment
 
@@ -137,10 +143,15 @@ def policies_announced(first_candidates: Mapping[str, str]) -> bool:
 
 
 def apply_deployment(entry: Mapping[str, Any]) -> None:
-    """Add or change one `model_list` entry in the live router; it serves from the next request on."""
+    """Add or change one `model_list` entry in the live router; it serves from the next request on.
+
+    Raises ValueError for one that LiteLLM does not take.
+    """
     router = proxy_server.llm_router
     assert router is not None
     router.upsert_deployment(Deployment(**entry))
+    if router.get_deployment(model_id=entry["model_info"]["id"]) is None:
+        raise ValueError(f"LiteLLM does not take the deployment {entry['model_name']}; its log says why")
 
 
 def remove_deployment(deployment_id: str) -> None:
@@ -320,3 +331,80 @@ def may_change(auth: Any) -> bool:
 def may_read(auth: Any) -> bool:
     """Whether an identity may see the proxy's administration."""
     return auth.user_role in (_ADMIN, _VIEWER)
+
+
+# -- batches and background responses ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class BatchDeployment:
+    """Where LiteLLM sends the files and batches of a model group: `model` is LiteLLM's string (`provider/name`), `name`
+    what the provider calls it."""
+
+    id: str | None
+    provider: str
+    model: str
+    name: str
+
+
+def batch_deployment(group: str) -> BatchDeployment | None:
+    """The deployment whose credentials LiteLLM takes for `group`; None where it finds none."""
+    router = proxy_server.llm_router
+    found = None if router is None else router.get_deployment_credentials_with_provider(model_id=group)
+    if not found:
+        return None
+    model, provider = str(found["model"]), str(found["custom_llm_provider"])
+    ids = [
+        (one.get("model_info") or {}).get("id")
+        for one in deployments_of(group)
+        if one["litellm_params"].get("model") == model
+        and one["litellm_params"].get("api_base") == found.get("api_base")
+    ]
+    return BatchDeployment(next(iter(ids), None), provider, model, model.removeprefix(f"{provider}/"))
+
+
+def model_of_id(file_or_batch: str) -> str | None:
+    """The model group that LiteLLM has written into the id of a file or a batch; None where there is none in it."""
+    return decode_model_from_file_id(file_or_batch)
+
+
+def id_of_file(provider_id: str, group: str) -> str:
+    """The id of a provider's file as LiteLLM tells it to clients."""
+    return encode_file_id_with_model(file_id=provider_id, model=group)
+
+
+async def ask_batch(batch_id: str, group: str, deployment: str | None) -> dict[str, Any]:
+    """How a batch stands, in OpenAI's words; ids of files are the provider's. Raises whatever LiteLLM raises."""
+    call = _outside_a_request(group, deployment)
+    answer: Any = await litellm.aretrieve_batch(batch_id=get_original_file_id(batch_id), **call)
+    return dict(answer.model_dump())
+
+
+async def ask_file(provider_id: str, group: str, deployment: str | None) -> bytes:
+    """The content of a provider's file. Raises whatever LiteLLM raises."""
+    answer: Any = await litellm.afile_content(file_id=provider_id, **_outside_a_request(group, deployment))
+    return answer.content
+
+
+async def ask_response(response_id: str) -> Any:
+    """A response in the background, as it is now. Raises whatever LiteLLM raises."""
+    router = proxy_server.llm_router
+    assert router is not None
+    return await router.aget_responses(response_id=response_id)
+
+
+def _outside_a_request(group: str, deployment: str | None) -> dict[str, Any]:
+    router = proxy_server.llm_router
+    assert router is not None
+    found = deployment and router.get_deployment_credentials_with_provider(model_id=deployment)
+    found = found or router.get_deployment_credentials_with_provider(model_id=group)
+    if not found:
+        raise LookupError(f"the model {group!r} is not configured any more")
+    # LiteLLM would price the batch at every look, and read its output for it.
+    quiet = {"model_group": group, "batch_ignore_default_logging": True}
+    return {**found, "litellm_metadata": quiet}
+
+
+def answers_by_polling() -> bool:
+    """Whether LiteLLM itself answers requests in the background (`polling_via_cache`), and calls the model later."""
+    return bool(getattr(proxy_server, "polling_via_cache_enabled", False))

@@ -12,6 +12,7 @@ from core.asgi import App, Message, Receive, Scope, Send
 from core.errors import BodyTooLarge, NotReady, NotRecordable, RequestRefused, RouteRefused
 from core.money import to_dollars
 from plugins import listing, outcome, receipt, second_try
+from plugins.batches.service import Batches
 from plugins.exchange import Exchange, current
 from plugins.limits import Entrance
 from plugins.limits.headers import put
@@ -26,6 +27,7 @@ class Edge:
         self.app = app
         self.runtime = runtime
         self.entrance: Entrance | None = None
+        self.batches = Batches(app, runtime, self.entrance_now)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
@@ -38,6 +40,11 @@ class Edge:
             await self._enforced(route.endpoint, scope, receive, send)
         elif route.handling is Handling.REFUSED and self.runtime.bounds_spending:
             await _refuse(kind, RouteRefused(_refusal(scope)), send)
+        elif route.handling is Handling.LATER and kind == "http" and self.runtime.counts_spending:
+            if route.endpoint == "batches":
+                await self._enforced(route.endpoint, scope, receive, send)
+            else:
+                await self.batches.serve(route.endpoint, scope, receive, send)
         elif path in listing.PATHS:
             await listing.serve(self.app, scope, receive, send)
         else:
@@ -75,6 +82,11 @@ class Edge:
         try:
             if endpoint in second_try.ENDPOINTS:
                 await second_try.SecondTry(exchange, receive, answer.send).run(self.app, scope)
+            elif endpoint == "batches":
+                refusal = await self.batches.create(exchange, scope, receive, answer.send)
+                if refusal is not None:
+                    exchange.refused(refusal)
+                    await answer.refuse(refusal)
             else:
                 await self.app(scope, receive, answer.send)
         finally:

@@ -33,10 +33,12 @@ class Exchange:
         "asked",
         "attempts",
         "body_bytes",
+        "bound_nano",
         "call",
         "call_id",
         "closed",
         "context",
+        "deployment",
         "disconnected",
         "endpoint",
         "entrance",
@@ -88,6 +90,10 @@ class Exchange:
         self.spending: Spending | None = None
         self.asked: Asked | None = None
         """The request as budgets and the tier's output limit see it."""
+        self.bound_nano: int | None = None
+        """What it costs at most where that is not read from its body; nano-dollars."""
+        self.deployment: str | None = None
+        """Where it is sent, for what does not come by LiteLLM's router."""
         self.sent = False
         """Whether the attempt under way has left for its provider."""
         self.call: Any = None
@@ -139,14 +145,16 @@ class Exchange:
         """The open attempt failed; where its usage is unknown it is charged its upper bound."""
         if self._open is None:
             return
+        if self.endpoint == "batches" and self.sent and status in _PERHAPS_BEGUN:
+            usage = UsageState.UNKNOWN
         attempt, _, started = self._open
         self._open = None
         attempt.latency_ms = _ms(time.perf_counter() - started)
         attempt.status = status
         attempt.error_class = error_class
         attempt.usage = usage
-        if usage == UsageState.UNKNOWN and self.context is not None:
-            attempt.cost_nano = pricing.upper_bound(attempt, self.context)
+        if usage == UsageState.UNKNOWN:
+            attempt.cost_nano = self._upper_bound(attempt)
         if self.spending is not None:
             self.spending.settle(attempt)
 
@@ -171,12 +179,17 @@ class Exchange:
         attempt.usage = found.usage
         attempt.input_tokens = found.input_tokens
         attempt.output_tokens = found.output_tokens
-        if found.usage == UsageState.UNKNOWN and self.context is not None:
-            attempt.cost_nano = pricing.upper_bound(attempt, self.context)
+        if found.usage == UsageState.UNKNOWN:
+            attempt.cost_nano = self._upper_bound(attempt)
         else:
             attempt.cost_nano = found.cost_nano or 0
         if self.spending is not None:
             self.spending.settle(attempt, cost_known=found.cost_nano is not None)
+
+    def _upper_bound(self, attempt: Attempt) -> int:
+        if self.bound_nano is not None:
+            return self.bound_nano
+        return pricing.upper_bound(attempt, self.context) if self.context is not None else 0
 
     def _read_receipt(self, attempt: Attempt) -> Receipt:
         try:
@@ -191,7 +204,10 @@ class Exchange:
 
     def _read_answer(self, attempt: Attempt) -> Receipt:
         if self.answer is None:
-            return Receipt(UsageState.UNKNOWN if self.status < 400 else UsageState.NONE)
+            # Attempts that failed have ended by now: this one may go on though the client was told of an error.
+            return Receipt(UsageState.UNKNOWN if self.status < 400 or self.sent else UsageState.NONE)
+        if self.endpoint == "batches" or receipt.goes_on(self.answer):
+            return Receipt(UsageState.UNKNOWN)  # what it costs is known when it is over (plugins/batches)
         if hasattr(self.answer, "__aiter__"):
             return receipt.of_chat_stream(self.answer, self.call)
         return receipt.of_answer(self.answer, attempt.provider_model, self.call)
@@ -303,6 +319,9 @@ class Exchange:
             attempts=self.attempts,
         )
 
+
+_PERHAPS_BEGUN = frozenset({408, 502, 504})
+"""With these somebody on the way gave up on the provider, which may have begun the batch all the same."""
 
 _CLIENT_LEFT = 499
 """LiteLLM's status for a client that is gone before anything was sent."""

@@ -12,6 +12,8 @@ from litellm.integrations.custom_logger import CustomLogger
 
 from core.errors import RequestRefused
 from plugins import admission, outcome, payment, secrets
+from plugins.batches import background
+from plugins.batches import service as batches
 from plugins.exchange import Exchange, current
 
 if TYPE_CHECKING:
@@ -35,6 +37,9 @@ class Orchestration(CustomLogger):
         if exchange is None:
             return None
         try:
+            if exchange.endpoint == "batches":
+                batches.begun(exchange, user_api_key_dict, data)
+                return data
             await admission.admit(self._runtime, exchange, user_api_key_dict, data)
         except RequestRefused as refusal:
             exchange.refused(refusal)
@@ -51,7 +56,8 @@ class Orchestration(CustomLogger):
         parent_otel_span: Any = None,
     ) -> list[Any]:
         """Every attempt and every fallback, LiteLLM's own included: the deployments of a group that is not permitted
-        go, and of one that the budgets do not pay for, and those whose secrets cannot be read."""
+        go, and of one that the budgets do not pay for, and those that are disabled or whose secrets cannot be read."""
+        healthy_deployments = admission.enabled(self._runtime, healthy_deployments)
         exchange = _exchange_of(request_kwargs or {})
         if exchange is None or (
             await admission.permitted(self._runtime, exchange, model) and await payment.can_pay(exchange, model)
@@ -73,6 +79,7 @@ class Orchestration(CustomLogger):
         exchange = _exchange_of(request_data)
         if exchange is not None:
             outcome.provider_answered(exchange, response)
+            await background.begun(self._runtime, exchange, response)
 
     async def async_post_call_failure_deployment_hook(
         self,

@@ -36,6 +36,9 @@ def attempt_failed(exchange: Exchange, exception: Exception) -> int:
 
 def request_failed(exchange: Exchange, exception: Exception) -> None:
     """The request as a whole failed."""
+    if exchange.first_byte is None and _from_provider(exception):
+        # Streams of text completions are opened when the router is done: no other hook learns of their failure.
+        attempt_failed(exchange, exception)
     exchange.error_class = exchange.error_class or _name(exception)
 
 
@@ -48,10 +51,14 @@ def reported_later(runtime: "Runtime", kwargs: dict[str, Any]) -> None:
         exchange.reported = _report(kwargs)
         return
     waiting = _unsure.pop(call_id, None) if call_id else None
-    found = _report(kwargs) if waiting else None
-    if waiting and found:
+    if waiting is None:
+        return
+    request_id, charged_nano = waiting
+    found = _report(kwargs)
+    # To LiteLLM, what nothing prices costs nothing: no reason to give back a flat reserve.
+    if found and (found.cost_nano or not charged_nano):
         runtime.journal.amend(
-            waiting,
+            request_id,
             {
                 "usage": found.usage,
                 "input_tokens": found.input_tokens,
@@ -74,13 +81,14 @@ def remember_unsure(exchange: Exchange) -> None:
     last = exchange.attempts[-1] if exchange.attempts else None
     if last is None or exchange.call_id is None or last.usage != UsageState.UNKNOWN:
         return
-    _unsure[exchange.call_id] = exchange.request_id
+    _unsure[exchange.call_id] = exchange.request_id, last.cost_nano
     if len(_unsure) > _MOST_UNSURE:
         _unsure.popitem(last=False)
 
 
 _MOST_UNSURE = 4096
-_unsure: OrderedDict[str, str] = OrderedDict()
+_unsure: OrderedDict[str, tuple[str, int]] = OrderedDict()
+"""Request id and nano-dollars charged for the last attempt, by LiteLLM's call id."""
 
 
 def _status(exception: Exception) -> int:
@@ -92,6 +100,11 @@ def _name(exception: Exception) -> str:
     """The class of an error, or for LiteLLM's own refusals, which are all of one class, what they call themselves."""
     name = type(exception).__name__
     return str(getattr(exception, "type", name)) if name == "ProxyException" else name
+
+
+def _from_provider(exception: Exception) -> bool:
+    """Whether it is about a call to a model; LiteLLM's errors of these are those of OpenAI's client."""
+    return any(base.__module__.startswith("openai") for base in type(exception).__mro__)
 
 
 def _usage_after(exception: Exception, status: int) -> str:

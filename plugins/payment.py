@@ -31,8 +31,10 @@ async def first_attempt(
     most_tokens = tier.max_tokens if tier is not None else None
     if budgets is None or (not len(snapshot.catalog) and most_tokens is None):
         return candidates
+    if budgets.books is None and len(snapshot.catalog):
+        await budgets.begun()
     exchange.spending = budgets.spending(snapshot, exchange.request_id, exchange.time_ms, context)
-    exchange.asked = Asked(exchange.endpoint, data, exchange.body_bytes, context.task_type, most_tokens)
+    exchange.asked = Asked(_dialect(exchange.endpoint, data), data, exchange.body_bytes, context.task_type, most_tokens)
     if exchange.spending is None:
         cap_output(exchange.asked)
         return candidates
@@ -46,6 +48,14 @@ async def first_attempt(
     return found
 
 
+def _dialect(endpoint: str, data: dict[str, Any]) -> str:
+    """The endpoint whose fields `data` has: Cursor sends Responses bodies where others send chat completions, at times
+    beside an empty `messages`."""
+    messages = data.get("messages")
+    talks = isinstance(messages, list) and messages
+    return "responses" if endpoint == "chat_completions" and not talks else endpoint
+
+
 def exact_input(endpoint: str, data: dict[str, Any], group: str) -> int:
     """Input tokens where they can be counted exactly, else 0."""
     if budgets is None:
@@ -54,7 +64,9 @@ def exact_input(endpoint: str, data: dict[str, Any], group: str) -> int:
 
 
 async def can_pay(exchange: Exchange, group: str) -> bool:
-    """Whether the budgets pay for an attempt at `group`."""
+    """Whether the budgets pay for an attempt at `group`; nobody pays once the answer is gone."""
+    if exchange.closed:
+        return False
     if exchange.spending is None or exchange.asked is None or budgets is None:
         return True
     return await budgets.enforcement.next_attempt(exchange.spending, exchange.asked, group)
@@ -62,6 +74,8 @@ async def can_pay(exchange: Exchange, group: str) -> bool:
 
 async def send(runtime: "Runtime", exchange: Exchange, attempt: Attempt, call: dict[str, Any]) -> None:
     """The attempt is about to leave. Raises LiteLLM's 503 where it is not paid for (any more)."""
+    if exchange.closed:
+        raise compat.cannot_call("The request is over.", call)  # a guardrail refused it while LiteLLM got ready
     if exchange.spending is not None and exchange.asked is not None and budgets is not None:
         if not await budgets.enforcement.send(exchange.spending, exchange.asked, attempt):
             raise compat.cannot_call(f"The budgets do not pay for another attempt at {attempt.model}.", call)

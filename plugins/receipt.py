@@ -107,7 +107,7 @@ def of_usage(usage: Any, model: str | None, call: Any, state: str = UsageState.R
     plain = _receipt(usage, None, state)
     import litellm
 
-    priced = litellm.ModelResponse(model=model, usage=_as_chat_usage(usage))
+    priced = litellm.ModelResponse(model=model, usage=chat_usage(usage))
     cost = _price(call, priced)
     return Receipt(
         plain.usage,
@@ -191,7 +191,18 @@ def _counted(response: Any, call: Any) -> dict[str, int]:
     }
 
 
-def _as_chat_usage(usage: Any) -> Any:
+def tokens_of(usage: Any) -> Receipt:
+    """The tokens in a usage block of any of the dialects, without a cost."""
+    return _receipt(usage, None)
+
+
+def goes_on(answer: Any) -> bool:
+    """Whether the answer is that of a request in the background, which is still at work."""
+    return _field(answer, "object") == "response" and _field(answer, "status") in ("queued", "in_progress")
+
+
+def chat_usage(usage: Any) -> Any:
+    """A usage block of any of the dialects as LiteLLM's own, which is the one it prices."""
     import litellm
 
     if isinstance(usage, litellm.Usage):

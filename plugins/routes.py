@@ -1,8 +1,9 @@
-"""The table of every LiteLLM route: which cost money and are enforced, which cost none, and which are refused.
+"""The table of every LiteLLM route: which cost money and are enforced, which cost it later, which cost none, and
+which are refused.
 
-The table is `routes.txt`, a line a route: handling, methods, template, and for enforced ones the endpoint's name. A
-route that stands nowhere in it, such as one that a newer LiteLLM brings, counts as refused until someone classifies
-it.
+The table is `routes.txt`, a line a route: handling, methods, template, and the endpoint's name for those that are
+enforced or cost money later. A route that stands nowhere in it, such as one that a newer LiteLLM brings, counts as
+refused until someone classifies it.
 """
 
 import re
@@ -18,6 +19,9 @@ class Handling(StrEnum):
     """No model is called, or only by an administrator checking the proxy."""
     REFUSED = "refused"
     """Spends in a way that cannot be bounded: closed while tiers or blocking budgets are configured."""
+    LATER = "later"
+    """Files and batches, which spend when their request is over: `plugins/batches` while tiers or budgets are
+    configured, else LiteLLM's own affair."""
 
 
 class Route(NamedTuple):

@@ -12,15 +12,18 @@ from core.asgi import App
 from core.errors import ConfigError, OrchestrationError
 from core.runtime import Runtime
 from plugins import compat, payment
+from plugins.admin.budgets import BUDGETS
 from plugins.admin.routes import admin_router
 from plugins.admin.secrets import REFRESH, refresh_as_told
 from plugins.alerts.secrets import SecretAlerts
 from plugins.alerts.service import Alerts
+from plugins.batches.poller import Poller
 from plugins.budgets.notices import BudgetNotices
 from plugins.budgets.service import Budgets
 from plugins.draining import Draining
 from plugins.edge import Edge
 from plugins.hooks import Orchestration
+from plugins.limits import Entrance
 from plugins.log import configure_logging
 from plugins.models import models_router
 from plugins.pricing import price_list_version
@@ -45,7 +48,7 @@ class Wiring:
         self.callback = Orchestration(self.runtime)
         self.edge: Edge | None = None
         compat.wrap_app(self._wrap)
-        compat.mount(admin_router(self.runtime))
+        compat.mount(admin_router(self.runtime, lambda: self.alerts, self._entrance))
         compat.mount_first(models_router())
         draining = Draining(self.close)
         compat.mount(draining.router())
@@ -63,6 +66,8 @@ class Wiring:
         payment.budgets = Budgets(self.runtime, BudgetNotices(self.alerts.raise_))
         self.runtime.beside(payment.budgets.run)
         self.runtime.on_written(payment.budgets.written)
+        self.runtime.beside(Poller(compat, self.runtime.journal.amend, payment.budgets.notices.overrun).run)
+        self.runtime.on_signal(BUDGETS, payment.budgets.hear)
         compat.secrets().listen(lambda event: self._hear(loop, event))
         self.task = asyncio.get_running_loop().create_task(self._live(), name="orchestration")
 
@@ -77,6 +82,9 @@ class Wiring:
     def _wrap(self, app: App) -> Edge:
         self.edge = Edge(app, self.runtime)
         return self.edge
+
+    def _entrance(self) -> Entrance | None:
+        return None if self.edge is None else self.edge.entrance_now()
 
     def _alert(self, event: SecretEvent) -> None:
         """On a thread of the secrets."""

@@ -2,19 +2,18 @@
 
 import asyncio
 import json
-import os
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from core.cli.proxy import ask, proxy_options
 from core.cli.store import chosen_store
+from core.cli.table import print_table
 from core.errors import BadField, ConfigError, OrchestrationError
 
 if TYPE_CHECKING:
@@ -22,16 +21,6 @@ if TYPE_CHECKING:
     from core.store import Store
     from secrets_manager.provider import Check
 
-_MASTER_KEY = "LITELLM_MASTER_KEY"
-_TIMEOUT = 60.0
-_THIS_MACHINE = ("127.0.0.1", "::1", "localhost")
-
-_url = click.option("--url", default="http://127.0.0.1:4000", show_default=True, help="Where the proxy listens.")
-_key_file = click.option(
-    "--key-file",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help=f"A file with an administrator's key; default: the variable {_MASTER_KEY}.",
-)
 _json = click.option("--json", "as_json", is_flag=True, help="JSON for programs.")
 
 
@@ -41,19 +30,17 @@ def command() -> None:
 
 
 @command.command("list")
-@_url
-@_key_file
-@_json
+@proxy_options
 def list_command(url: str, key_file: Path | None, as_json: bool) -> None:
     """Which secrets a running proxy uses, how old they are, and what is wrong with them.
 
     Exits with 1 if one has no value or is not the newest.
     """
-    found: list[dict[str, Any]] = _ask("GET", url, key_file)["secrets"]
+    found: list[dict[str, Any]] = ask("GET", url, key_file, "secrets")["secrets"]
     if as_json:
         click.echo(json.dumps(found, indent=2))
     else:
-        _print(
+        print_table(
             ("reference", "state", "version", "age", "next refresh", "models", "last error"),
             [
                 (
@@ -73,15 +60,13 @@ def list_command(url: str, key_file: Path | None, as_json: bool) -> None:
 
 @command.command("refresh")
 @click.argument("references", nargs=-1)
-@_url
-@_key_file
-@_json
+@proxy_options
 def refresh_command(references: Sequence[str], url: str, key_file: Path | None, as_json: bool) -> None:
     """Have a running proxy read REFERENCES again, or all there are, and every instance that shares its Redis.
 
     Exits with 1 if one could not be read.
     """
-    answer = _ask("POST", url, key_file, "/refresh", {"references": list(references) or None})
+    answer = ask("POST", url, key_file, "secrets/refresh", {"references": list(references) or None})
     if as_json:
         click.echo(json.dumps(answer, indent=2))
     else:
@@ -139,7 +124,7 @@ def audit_command(
         click.echo(json.dumps(page, indent=2))
         return
     columns = ("time", "action", "reference", "version", "outcome", "actor", "reason", "instance")
-    _print(columns, [tuple(str(record[name] or "") for name in columns) for record in page["records"]])
+    print_table(columns, [tuple(str(record[name] or "") for name in columns) for record in page["records"]])
     if page["next_cursor"]:
         click.echo(f"There are more; --limit shows up to 1000, --until {page['records'][-1]['time']} what came before.")
 
@@ -161,43 +146,6 @@ def examine(config: Path) -> Iterator[tuple[str, "Check"]]:
         yield found
     if nothing:
         yield "config", Check("ok", f"{config} uses no secrets by reference")
-
-
-# ---- The proxy ----
-
-
-def _ask(method: str, url: str, key_file: Path | None, path: str = "", body: Any = None) -> dict[str, Any]:
-    import httpx
-
-    key = key_file.read_text().strip() if key_file else os.environ.get(_MASTER_KEY, "")
-    if not key:
-        raise click.UsageError(f"An administrator's key is needed: --key-file, or the variable {_MASTER_KEY}.")
-    try:
-        answer = httpx.request(
-            method,
-            f"{url.rstrip('/')}/orchestration/secrets{path}",
-            json=body,
-            headers={"Authorization": f"Bearer {key}"},
-            timeout=_TIMEOUT,
-            # HTTP_PROXY without NO_PROXY would send an administrator's key for this machine to another one.
-            trust_env=urlsplit(url).hostname not in _THIS_MACHINE,
-        )
-    except httpx.HTTPError as error:
-        raise click.ClickException(f"{url} does not answer: {type(error).__name__}") from None
-    try:
-        found: Any = answer.json()
-    except ValueError:
-        found = None
-    if answer.status_code != 200 or not isinstance(found, dict):
-        raise click.ClickException(f"{url} answered {answer.status_code}: {_message(found)}")
-    return cast("dict[str, Any]", found)
-
-
-def _message(found: Any) -> str:
-    error: Any = cast("Mapping[str, Any]", found).get("error") if isinstance(found, dict) else None
-    return (
-        str(cast("Mapping[str, Any]", error).get("message")) if isinstance(error, dict) else "is a proxy with us there?"
-    )
 
 
 # ---- The store ----
@@ -272,22 +220,6 @@ def _print_verification(found: "Verification", as_json: bool) -> None:
         click.echo("Keep these heads somewhere else: a later verification can be held against them.")
         for head in found.heads:
             click.echo(f"{head.chain} {head.seq} {head.hash}")
-
-
-def _print(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    if not rows:
-        click.echo("Nothing.")
-        return
-    table = Table(box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(cell.replace("[", "\\[") for cell in row))
-    # Piped into a file there is no terminal to fit.
-    Console(width=None if sys.stdout.isatty() else 240).print(table)
 
 
 def _seconds(value: float | None) -> str:

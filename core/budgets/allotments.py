@@ -1,8 +1,8 @@
 """Money that a worker has drawn ahead, to spend while nobody can be asked what is left (`on_outage: local`).
 
-An allotment is a lease on one account that counts as sent: of a worker that dies or is cut off it counts as spent. While
-shared state is away, attempts are paid from the allotments of all their accounts. When it is back it is told of these
-attempts first, and only then given the allotments back, so that at no moment less is counted than was spent.
+An allotment is a lease on one account that counts as sent: should the worker die or be cut off, it counts as spent.
+While shared state is away, attempts are paid from the allotments of all their accounts. When it is back it is told of
+these attempts first, and only then given the allotments back, so that at no moment less is counted than was spent.
 """
 
 import asyncio
@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 from core.budgets.account import Account
-from core.state.reservations import Claim, Lease, LeaseState, ReservationState, Reserved, Standing, StateLost
+from core.state.reservations import Claim, Lease, LeaseState, ReservationState, Reserved, Standing, StateLost, Unopened
 
 PLENTY = 10
 """One is drawn where this many times as much is free,"""
 LOW = 5
 """and given back where less than this many times as much is, so that the end of a budget is there for everybody."""
+PREFIX = "allotment:"
+"""How the names of their leases begin; the instance follows, and a number."""
 _IN_USE = 60.0
 """Seconds for which an account counts as in use after a reservation on it."""
 _MOST = 1000
@@ -85,8 +87,12 @@ class Allotments:
 
     async def make_room(self, claims: Sequence[Claim]) -> bool:
         """Give back what stands in the way of these claims; whether there was anything."""
-        found = [self._open.get(claim.account.key) for claim in claims if self._low(claim.account.key, claim.amounts[-1])]
-        ours = [allotment for allotment in found if allotment is not None and not allotment.paid]
+        ours: list[Allotment] = []
+        for claim in claims:
+            use, allotment = self._in_use.get(claim.account.key), self._open.get(claim.account.key)
+            if use is None or allotment is None or allotment.paid or use.left_nano >= claim.amounts[-1]:
+                continue
+            ours.append(allotment)
         for allotment in ours:
             self._end(allotment)
         await self._give_back()
@@ -98,10 +104,12 @@ class Allotments:
         """Pay an attempt (the name of its lease) from the allotments of all these accounts, or of none."""
         if attempt in self._paid_by:
             return True
+        if self._still:
+            return False
         parts: list[tuple[Allotment, int]] = []
         for key, amount in amounts.items():
             allotment = self._open.get(key)
-            if self._still or allotment is None or allotment.left_nano < amount:
+            if allotment is None or allotment.left_nano < amount:
                 return False
             parts.append((allotment, amount))
         for allotment, amount in parts:
@@ -114,6 +122,8 @@ class Allotments:
         """An attempt is over that may have been paid from here: the rest can be spent again."""
         for allotment, amount in self._paid_by.pop(attempt, ()):
             allotment.left_nano += amount - cost_nano
+            if not cost_nano:
+                allotment.paid.discard(attempt)
 
     # -- beside the requests ---------------------------------------------------------------------------------------
 
@@ -172,16 +182,21 @@ class Allotments:
 
     async def _draw(self, use: _InUse) -> None:
         self._count += 1
-        key, lease, amount = use.account.key, f"allotment:{self._instance}:{self._count}", self._amount(use.limit_nano)
-        self._returning[lease] = key  # until it is sure that it is ours
+        key, lease, amount = use.account.key, f"{PREFIX}{self._instance}:{self._count}", self._amount(use.limit_nano)
         # Nothing at all is the level below: taken where there is less than plenty.
         claim = Claim(use.account, use.limit_nano, (amount, 0))
-        outcome = await self._state.reserve(lease, [claim], slack=PLENTY)
-        if isinstance(outcome, Reserved):
+        ours = False
+        try:
+            outcome = await self._state.reserve(lease, [claim], slack=PLENTY)
+            if isinstance(outcome, Unopened):
+                return
             use.left_nano = outcome.standings[0].left_of(use.limit_nano)
-            if outcome.level == 0 and await self._state.sent(lease):
-                del self._returning[lease]
+            ours = isinstance(outcome, Reserved) and outcome.level == 0 and await self._state.sent(lease)
+        finally:
+            if ours:
                 self._open[key] = Allotment(lease, key, amount, amount)
+            else:
+                self._returning[lease] = key  # also where it is not known whether it was drawn
 
     async def _look(self) -> None:
         """See what others have left of the accounts, a part of them at a time."""
@@ -210,10 +225,6 @@ class Allotments:
             if use.seen >= since and len(self._in_use) <= _MOST:
                 break
             del self._in_use[key]
-
-    def _low(self, key: str, amount: int) -> bool:
-        use = self._in_use.get(key)
-        return use is not None and use.left_nano < amount
 
     def _amount(self, limit_nano: int) -> int:
         return limit_nano * self._share.numerator // self._share.denominator

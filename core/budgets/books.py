@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from core.budgets.account import Account, Balance
+from core.budgets.allotments import PREFIX, Allotments
 from core.errors import BudgetsUnavailable, StoreError
 from core.settings.models import OutageMode
 from core.state.reservations import (
@@ -66,7 +67,8 @@ class _Held:
 class Books:
     """Reserve, say that it was sent, settle; and what has to go on meanwhile (`run`).
 
-    `on_outage` says what a reservation is while shared state is away: refused, or granted without looking.
+    `on_outage` says what a reservation is while shared state is away: refused, paid from what this worker has drawn
+    ahead (`allotment`, a share of each account's limit), or granted without looking.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Books:
         instance: str,
         *,
         on_outage: OutageMode = OutageMode.DENY,
+        allotment: float = 0.0,
         lease_seconds: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -84,10 +87,14 @@ class Books:
         self._around = surroundings
         self._instance = instance
         self._on_outage = on_outage
+        self._allotments = Allotments(state, instance, allotment if on_outage is OutageMode.LOCAL else 0.0, clock)
         self._lease_seconds = lease_seconds
         self._clock = clock
         self._sleep = sleep
         self._held: dict[str, _Held] = {}
+        self._unsure: set[str] = set()
+        """Those of them of which the state may not know what we do: it was away when they were granted, or sent."""
+        self._next_term = 0.0
         self._ends: dict[str, int | None] = {}
         self._opening: dict[str, asyncio.Future[None]] = {}
         self._known = asyncio.Event()
@@ -118,19 +125,26 @@ class Books:
         if not claims:
             return Reserved(0, ())
         for _ in range(_TRIES):
+            asked = False
             try:
                 await self._until_known()
+                while lease in self._settling:  # what had the name before comes to its end first
+                    await self._move_some()
+                asked = True
                 with self._calling():
                     outcome = await self._state.reserve(lease, claims, slack=slack)
                 if isinstance(outcome, Unopened):
                     await self._open(outcome.accounts)
+                    continue
+                self._allotments.saw(claims, outcome.standings)
+                if isinstance(outcome, TooLittle) and await self._allotments.make_room(claims):
                     continue
             except StateLost:
                 self._lose()
                 continue
             except StateAway as error:
                 self._miss(error)
-                return self._unseen(lease, claims, str(error))
+                return self._unseen(lease, claims, str(error), asked)
             except StoreError as error:
                 return self._unseen(lease, claims, str(error))
             except asyncio.CancelledError:
@@ -148,20 +162,27 @@ class Books:
         if held is None:
             return False
         held.state = LeaseState.SENT
-        try:
-            with self._calling():
-                there = await self._state.sent(lease)
-        except StateLost:
-            self._lose()  # it is among what we hold, and will be registered as sent
-            return True
-        except StateAway as error:
-            self._miss(error)
-            return (
-                True  # what we hold counts as sent when it is there again; until then its lease is renewed or presumed
-            )
-        if not there:
-            del self._held[lease]
-        return there
+        while lease not in self._unsure:
+            try:
+                if not self._known.is_set():
+                    await self._until_known()
+                with self._calling():
+                    there = await self._state.sent(lease)
+            except StateLost:
+                self._lose()  # what we hold may be registered already, as it was before
+                continue
+            except StateAway as error:
+                self._miss(error)
+                # Not known to be sent, it may run out meanwhile, and somebody else be given what was reserved.
+                if self._on_outage is not OutageMode.ALLOW and not self._allotments.spend(lease, held.amounts):
+                    self.settle(lease, 0)
+                    return False
+                self._unsure.add(lease)
+                break
+            if not there:
+                self._held.pop(lease, None)
+            return there
+        return True
 
     def settle(self, lease: str, cost_nano: int) -> None:
         """The attempt is over and cost this much; 0 for one that was not sent or not billed. Never waits."""
@@ -169,19 +190,20 @@ class Books:
         if held is None or held.state is LeaseState.SETTLED:
             return
         held.state, held.cost_nano = LeaseState.SETTLED, cost_nano
+        self._unsure.discard(lease)
+        self._allotments.settle(lease, cost_nano)
         if not cost_nano:
             del self._held[lease]
         self._settle(lease, tuple(held.amounts), cost_nano)
 
     async def release(self, lease: str) -> None:
         """Give back what was reserved for an attempt that is not made, before something else is reserved for it."""
-        held = self._held.pop(lease, None)
-        if held is None:
+        if lease not in self._held:
             return
-        try:
-            await self._state.settle(lease, tuple(held.amounts), 0)
-        except StateAway:
-            self._settle(lease, tuple(held.amounts), 0)
+        self.settle(lease, 0)
+        with suppress(StateAway):
+            while lease in self._settling:
+                await self._move_some()
 
     def written(self, leases: Iterable[str], balances: Sequence[Balance]) -> None:
         """The costs of these attempts are in the store, which says this of the accounts. Never waits."""
@@ -218,6 +240,18 @@ class Books:
             raise BudgetsUnavailable(f"What is left of the budgets is not known: {error}") from error
         return found
 
+    async def reconcile(self, before: str, present: Callable[[Iterable[str]], Awaitable[set[str]]]) -> int:
+        """Let go of settled leases, of requests named before `before`, whose events the store has: their worker died
+        when it had written them and not yet said so. `present` knows which requests are stored. Returns how many."""
+        leases = [lease for lease in await self._state.settled(before) if lease.id not in self._held]
+        stored = await present({request_of(lease.id) for lease in leases})
+        over = [lease for lease in leases if request_of(lease.id) in stored]
+        if over:
+            accounts = [Account.parse(key) for key in {key for lease in over for key in lease.amounts}]
+            balances = await self._around.balances(accounts)
+            await self._state.put(balances, self._ends, [lease.id for lease in over])
+        return len(over)
+
     # -- beside the requests ---------------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -231,21 +265,31 @@ class Books:
         for lease, held in list(self._held.items()):
             if held.state is LeaseState.OPEN:
                 self.settle(lease, 0)
-        with suppress(TimeoutError, StateAway):
+        with suppress(TimeoutError, StateAway, StateLost):
             async with asyncio.timeout(within):
                 while await self._move_some():
                     pass
+                await self._make_up()
+                await self._allotments.give_back_unspent()
         await self._state.close()
 
+    async def look(self) -> None:
+        """One round of `run`: does the state have what we hold? Raises `StateAway`, `StateLost`, StoreError."""
+        await self._know()
+        if self._known.is_set():
+            await self._make_up()
+            await self._allotments.tend()
+        if self._clock() >= self._next_term:
+            self._next_term = self._clock() + self._lease_seconds / 4
+            await self._renew_and_reap()
+        self._found()
+
     async def _look_after(self) -> None:
-        next_term = 0.0
         while True:
             try:
-                await self._know()
-                if self._clock() >= next_term:
-                    next_term = self._clock() + self._lease_seconds / 4
-                    await self._renew_and_reap()
-                self._found()
+                await self.look()
+            except StateLost:
+                self._known.clear()
             except (StateAway, StoreError) as error:
                 self._miss(error)
             except Exception as error:
@@ -263,7 +307,9 @@ class Books:
             self._known.clear()
             await self._register(whole)
         if not whole:
-            missing = await self._state.finish(await self._around.living())
+            living = await self._around.living()
+            await self._flush()  # with what those who died since then have left
+            missing = await self._state.finish(living)
             self.trouble = f"waiting for {', '.join(missing)} to say what is reserved" if missing else None
             if missing or not await self._state.recover():
                 return
@@ -274,8 +320,8 @@ class Books:
     async def _register(self, whole: bool) -> None:
         if self._registered:
             _LOG.warning("shared state was lost; what is reserved and settled is put in again")
-        if not whole and not await self._around.flush():
-            raise StoreError("usage events cannot be written to the store yet")
+        if not whole:
+            await self._flush()
         async with self._quiet:
             await self._quiet.wait_for(lambda: not self._calls)
         async with self._moving:
@@ -284,18 +330,51 @@ class Books:
                 if held.state is LeaseState.SETTLED
                 else Lease(name, held.state, held.amounts)
                 for name, held in self._held.items()
-            ]
+            ] + self._allotments.leases()
             if await self._state.register(self._instance, ours):
                 self._registered = self._state.epoch
 
+    async def _make_up(self) -> None:
+        """Tell the state of what went on without it, and only then give back the allotments that paid for that."""
+        with self._allotments.standing_still() as paid:
+            await self._tell_unsure()
+            while not paid.isdisjoint(self._unsure):
+                await self._tell_unsure()
+            while any(lease in self._settling or lease in self._written for lease in paid):
+                await self._move_some()
+            await self._allotments.give_back_spent()
+
+    async def _tell_unsure(self) -> None:
+        if not self._unsure:
+            return
+        async with self._moving:
+            self._unsure.intersection_update(self._held)
+            told = {name: self._held[name].state for name in self._unsure}
+            sent = [name for name, state in told.items() if state is LeaseState.SENT]
+            for start in range(0, len(sent), _AT_ONCE):
+                await asyncio.gather(*(self._state.sent(name) for name in sent[start : start + _AT_ONCE]))
+            ours = [
+                Lease(name, told[name], held.amounts) for name in told if (held := self._held.get(name)) is not None
+            ]
+            if not await self._state.register(self._instance, ours):
+                raise StateLost
+            for name, state in told.items():
+                held = self._held.get(name)
+                if held is None or held.state is state:
+                    self._unsure.discard(name)
+
+    async def _flush(self) -> None:
+        if not await self._around.flush():
+            raise StoreError("usage events cannot be written to the store yet")
+
     async def _renew_and_reap(self) -> None:
         alive = [name for name, held in self._held.items() if held.state is not LeaseState.SETTLED]
+        alive += [lease.id for lease in self._allotments.leases()]
         if alive:
             await self._state.renew(alive)
         for lease in await self._state.reap():
-            _LOG.warning(
-                "nothing was heard of attempt %s since it was sent; it counts as spent at what was reserved", lease.id
-            )
+            whose = "the worker of" if lease.id.startswith(PREFIX) else "the sent attempt"
+            _LOG.warning("nothing was heard of %s %s; it counts as spent at what was reserved", whose, lease.id)
 
     async def _move(self) -> None:
         while True:
@@ -375,15 +454,30 @@ class Books:
                     self._ends.clear()
                 self._ends[claim.account.key] = claim.account.end_ms
 
-    def _unseen(self, lease: str, claims: Sequence[Claim], why: str) -> Reserved:
-        """What becomes of a reservation that cannot be looked up."""
-        if self._on_outage is not OutageMode.ALLOW:
-            raise BudgetsUnavailable(
-                f"What is left of the budgets is not known, so nothing may be spent: {why}.",
-                headers={"retry-after": "5"},
+    def _unseen(self, lease: str, claims: Sequence[Claim], why: str, asked: bool = False) -> Reserved:
+        """What becomes of a reservation that cannot be looked up; `asked` where it may have been made nevertheless."""
+        level = 0
+        if self._on_outage is OutageMode.ALLOW:
+            granted = True
+        else:
+            # The least that will do: should it have been made after all, then with no less than that.
+            level = len(claims[0].amounts) - 1
+            amounts = {claim.account.key: claim.amounts[level] for claim in claims}
+            granted = lease not in self._settling and self._allotments.spend(lease, amounts)
+        if not granted:
+            if asked:
+                self._settle(lease, tuple(claim.account.key for claim in claims), 0)
+            meanwhile = (
+                "and what was drawn ahead does not pay for this request"
+                if self._on_outage is OutageMode.LOCAL
+                else "so nothing may be spent"
             )
-        self._hold(lease, claims, 0)
-        return Reserved(0, ())
+            raise BudgetsUnavailable(
+                f"What is left of the budgets is not known, {meanwhile}: {why}.", headers={"retry-after": "5"}
+            )
+        self._hold(lease, claims, level)
+        self._unsure.add(lease)
+        return Reserved(level, ())
 
     def _settle(self, lease: str, keys: tuple[str, ...], cost_nano: int) -> None:
         self._settling[lease] = (keys, cost_nano)
@@ -414,8 +508,9 @@ class Books:
         self._spared_until = now + _SPARE
         if now >= self._next_complaint:
             self._next_complaint = now + _LOG_EVERY
-            meanwhile = "allowed" if self._on_outage is OutageMode.ALLOW else "refused"
-            _LOG.error("budgets cannot be looked up (%s); what they limit is %s meanwhile", error, meanwhile)
+            _LOG.error(
+                "budgets cannot be looked up (%s); what they limit is %s meanwhile", error, _MEANWHILE[self._on_outage]
+            )
 
     def _found(self) -> None:
         if self._away_since is not None:
@@ -423,6 +518,18 @@ class Books:
             self._away_since = None
             self._next_complaint = 0.0
             self._work.set()
+
+
+_MEANWHILE = {
+    OutageMode.DENY: "refused",
+    OutageMode.LOCAL: "refused beyond what was drawn ahead",
+    OutageMode.ALLOW: "allowed",
+}
+
+
+def request_of(lease: str) -> str:
+    """The request whose attempt a lease is for."""
+    return lease.rpartition(":")[0]
 
 
 _MOST_ENDS = 100_000

@@ -14,6 +14,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "schema": ("core.cli.schema:command", "Print the JSON Schema of config.yaml."),
     "init": ("core.cli.init:command", "Add the lines to an existing proxy's config.yaml."),
     "doctor": ("core.cli.doctor:command", "Find out why something does not work."),
+    "budgets": ("core.cli.budgets:command", "See budgets, explain what they do, and steer them."),
+    "alerts": ("core.cli.alerts:command", "Try alert channels out, send again what did not arrive."),
     "secrets": ("secrets_manager.cli:command", "See, refresh and audit secrets by reference."),
     "report": ("core.cli.report:report", "Show who used what, and what it cost."),
 }

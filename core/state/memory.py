@@ -105,6 +105,9 @@ class MemoryReservations:
             self._take_out(account, known, key)
             account.settled += cost_nano
             settled.append(Settled(key, account.standing(), account.settled - before))
+        for key in known.amounts if known is not None else ():
+            if key not in accounts:  # reserved beyond the accounts that are charged
+                self._take_out(self._account(key), known, key)
         if cost_nano:
             self._leases[lease] = _Lease(dict.fromkeys(accounts, cost_nano), 0, state=LeaseState.SETTLED)
         return tuple(settled)
@@ -154,6 +157,14 @@ class MemoryReservations:
                 for key in known.amounts:
                     self._take_out(self._account(key), known, key)
 
+    async def settled(self, before: str) -> tuple[Lease, ...]:
+        done = (LeaseState.SETTLED, LeaseState.PRESUMED)
+        return tuple(
+            Lease(name, lease.state, dict(lease.amounts))
+            for name, lease in self._leases.items()
+            if lease.state in done and name < before
+        )
+
     async def standings(self, keys: Sequence[str]) -> dict[str, Standing]:
         return {
             key: account.standing()
@@ -165,7 +176,19 @@ class MemoryReservations:
         return self._whole
 
     async def register(self, instance: str, leases: Sequence[Lease]) -> bool:
-        return True  # whatever was settled before the beginning is in `_leases` already
+        until = self._now_ms() + int(self.lease_seconds * 1000)
+        for lease in leases:
+            if lease.id in self._leases:
+                continue
+            state = LeaseState.SETTLED if lease.state is LeaseState.PRESUMED else lease.state
+            self._leases[lease.id] = _Lease(dict(lease.amounts), until, state=state)
+            for key, amount in lease.amounts.items():
+                account = self._account(key)
+                if state is LeaseState.SETTLED:
+                    account.settled += amount
+                else:
+                    account.reserved += amount
+        return True
 
     async def finish(self, instances: Sequence[str]) -> tuple[str, ...]:
         self._whole = True

@@ -36,7 +36,11 @@ T = TypeVar("T")
 _TAG = "{orchestration}:"
 _EPOCH, _RECOVERY, _REGISTERED = _TAG + "epoch", _TAG + "recovery", _TAG + "registered"
 _LEASES, _EXPIRY, _ACCOUNT = _TAG + "leases", _TAG + "expiry", _TAG + "account:"
+_SHARED = tuple(key.encode() for key in (_EPOCH, _LEASES, _EXPIRY))
+"""Keys of every reservation beside its accounts; bytes, because the client takes longer over text."""
 _CONNECTIONS = 16
+_QUEUE_SECONDS = 30.0
+"""How long a call waits for its turn; they take a fraction of a millisecond each."""
 _CHUNK = 200
 """Leases or accounts of one script call: it must not hold up the others."""
 
@@ -44,10 +48,11 @@ _CHUNK = 200
 class RedisReservations:
     """`core.state.reservations.ReservationState` in Redis, with the building of a new state after a loss (`recover`).
 
-    `patience` is how many seconds an answer may take.
+    `patience` is how many seconds an answer may take. It has to be more than a busy event loop takes to come round: by
+    then an answer may long be there.
     """
 
-    def __init__(self, url: str, *, lease_seconds: float = 60.0, patience: float = 1.0) -> None:
+    def __init__(self, url: str, *, lease_seconds: float = 60.0, patience: float = 5.0) -> None:
         self._url = url
         self._term = str(int(lease_seconds * 1000))
         self._patience = patience
@@ -57,11 +62,13 @@ class RedisReservations:
         """The state that is known; another one means that it was lost meanwhile."""
 
     async def reserve(self, lease: str, claims: Sequence[Claim], *, slack: int = 1) -> Reserved | TooLittle | Unopened:
-        keys = [_EPOCH, _LEASES, _EXPIRY, *(_ACCOUNT + claim.account.key for claim in claims)]
-        levels = str(len(claims[0].amounts))
-        # One text and not an argument for each number: the client takes longer over arguments than the script does.
-        wanted = " ".join([str(number) for claim in claims for number in (claim.limit_nano, *claim.amounts)])
-        answer = await self._run("reserve", keys, [self.epoch, lease, self._term, levels, str(slack), wanted])
+        keys = [*_SHARED, *[(_ACCOUNT + claim.account.key).encode() for claim in claims]]
+        # One text and not an argument for each word: the client takes longer over arguments than the script does.
+        wanted = [self.epoch, self._term, str(len(claims[0].amounts)), str(slack)]
+        for claim in claims:
+            wanted.append(str(claim.limit_nano))
+            wanted += map(str, claim.amounts)
+        answer = await self._run("reserve", keys, [lease.encode(), " ".join(wanted).encode()])
         word = answer[0]
         if word == b"lost":
             raise StateLost
@@ -102,12 +109,7 @@ class RedisReservations:
         while True:
             over, found = await self._run("reap", [_LEASES, _EXPIRY], [str(_CHUNK)])
             for name, record in zip(found[::2], found[1::2], strict=True):
-                amounts = orjson.loads(record)[1:]
-                by_key = {
-                    key.removeprefix(_ACCOUNT): int(amount)
-                    for key, amount in zip(amounts[::2], amounts[1::2], strict=True)
-                }
-                presumed.append(Lease(name.decode(), LeaseState.PRESUMED, by_key))
+                presumed.append(Lease(name.decode(), LeaseState.PRESUMED, _amounts(record)))
             if over < _CHUNK:
                 return tuple(presumed)
 
@@ -128,6 +130,18 @@ class RedisReservations:
                 return
         for chunk in _chunks(written):
             await self._run("put", [_LEASES, _EXPIRY], list(chunk))
+
+    async def settled(self, before: str) -> tuple[Lease, ...]:
+        leases: list[Lease] = []
+        cursor = b"0"
+        while True:
+            cursor, found = await self._run("settled", [_LEASES], [cursor, str(_CHUNK), before])
+            leases += [
+                Lease(name.decode(), LeaseState.SETTLED, _amounts(record))
+                for name, record in zip(found[::2], found[1::2], strict=True)
+            ]
+            if cursor == b"0":
+                return tuple(leases)
 
     async def standings(self, keys: Sequence[str]) -> dict[str, Standing]:
         found: dict[str, Standing] = {}
@@ -180,44 +194,67 @@ class RedisReservations:
             await self._client.aclose()
             self._client = None
 
-    async def _run(self, name: str, keys: Sequence[str], arguments: Sequence[str]) -> Any:
+    async def _run(self, name: str, keys: Sequence[str | bytes], arguments: Sequence[str | bytes]) -> Any:
         """What the script says; Any because each says something else."""
-        async with self._answering() as client:
-            script = self._scripts.get(name)
-            if script is None:
-                text = files("core.state").joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
-                script = self._scripts[name] = client.register_script(text)  # pyright: ignore[reportUnknownMemberType]
+        client = self._connected()
+        script = self._scripts.get(name)
+        if script is None:
+            text = files("core.state").joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
+            script = self._scripts[name] = client.register_script(text)  # pyright: ignore[reportUnknownMemberType]
+        try:
             return await script(keys=keys, args=arguments)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        except Exception as error:
+            away = _away(error)
+            if away is None:
+                raise
+            raise away from error
 
     @asynccontextmanager
     async def _answering(self) -> "AsyncGenerator[Redis]":
-        from redis.exceptions import RedisError, ResponseError
-
         try:
             yield self._connected()
-        except ResponseError as error:  # out of memory, read-only, no permission
-            raise StateAway(f"Redis refuses: {error}") from error
-        except (RedisError, OSError, TimeoutError) as error:
-            raise StateAway(f"Redis does not answer: {type(error).__name__}") from error
+        except Exception as error:
+            away = _away(error)
+            if away is None:
+                raise
+            raise away from error
 
     def _connected(self) -> "Redis":
         if self._client is None:
             from redis.asyncio import BlockingConnectionPool, Redis
             from redis.asyncio.retry import Retry
             from redis.backoff import NoBackoff
+            from redis.exceptions import ConnectionError
 
             # Once more at once, since a connection that lay idle may have ended: every script may be run twice.
             pool = BlockingConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
                 self._url,
                 max_connections=_CONNECTIONS,
-                timeout=self._patience,
+                timeout=_QUEUE_SECONDS,
                 socket_timeout=self._patience,
                 socket_connect_timeout=self._patience,
                 socket_keepalive=True,
-                retry=Retry(NoBackoff(), 1),
+                retry=Retry(NoBackoff(), 1, supported_errors=(ConnectionError,)),
             )
             self._client = Redis.from_pool(pool)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
         return self._client
+
+
+def _away(error: Exception) -> StateAway | None:
+    """What it means that a call failed so; None where it is no failure of Redis's."""
+    from redis.exceptions import RedisError, ResponseError
+
+    if isinstance(error, ResponseError):  # out of memory, read-only, no permission
+        return StateAway(f"Redis refuses: {error}")
+    if isinstance(error, RedisError | OSError | TimeoutError):
+        return StateAway(f"Redis does not answer: {type(error).__name__}")
+    return None
+
+
+def _amounts(record: bytes) -> dict[str, int]:
+    """The amounts of a lease by account, from the JSON of its record: level, then account and amount in turn."""
+    parts = orjson.loads(record)[1:]
+    return {key.removeprefix(_ACCOUNT): int(amount) for key, amount in zip(parts[::2], parts[1::2], strict=True)}
 
 
 def _standings(numbers: Sequence[int]) -> tuple[Standing, ...]:

@@ -142,6 +142,11 @@ class ReservationState(Protocol):
         """
         ...
 
+    async def settled(self, before: str) -> tuple[Lease, ...]:
+        """Leases called less than `before` (requests are named by time) whose cost the store has not, or has not been
+        heard to have."""
+        ...
+
     async def standings(self, keys: Sequence[str]) -> dict[str, Standing]:
         """Those of the accounts that are opened."""
         ...

@@ -25,6 +25,7 @@ from core.store.url import StoreUrl
 if TYPE_CHECKING:
     from core.store.alerts import AlertRepository
     from core.store.audit import AuditRepository
+    from core.store.batches import BatchRepository
     from core.store.budgets import BudgetRepository
     from core.store.instances import InstanceRepository
     from core.store.overlay import OverlayRepository
@@ -93,6 +94,13 @@ class Store:
         from core.store.alerts import AlertRepository
 
         return AlertRepository(self)
+
+    @cached_property
+    def batches(self) -> "BatchRepository":
+        """Files of batches, and what goes on after its request."""
+        from core.store.batches import BatchRepository
+
+        return BatchRepository(self)
 
     @cached_property
     def overlay(self) -> "OverlayRepository":

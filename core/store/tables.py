@@ -212,3 +212,52 @@ overlay_versions = Table(
     Column("change", Text, nullable=False),
     Column("overlay", Text),
 )
+
+# -- batches and background responses --------------------------------------------------------------------------------
+
+batch_files = Table(
+    "batch_files",
+    metadata,
+    # Files of batches by the id that clients know, whose they are, and what their lines can cost at most. `purpose` is
+    # input or output; the columns after `model` are of inputs. `prices` names the prices that the bound was made with.
+    Column("id", Text, primary_key=True),
+    Column("purpose", Text, nullable=False),
+    Column("key_hash", Text),
+    Column("user_id", Text),
+    Column("team_id", Text),
+    Column("model", Text, nullable=False),
+    Column("provider_model", Text, nullable=False),
+    Column("endpoint", Text, nullable=False),
+    Column("lines", BigInteger, nullable=False),
+    Column("input_tokens", BigInteger, nullable=False),
+    Column("bound_nano", BigInteger, nullable=False),
+    Column("unbounded", Text),
+    Column("prices", Text, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+)
+
+batch_jobs = Table(
+    "batch_jobs",
+    metadata,
+    # What goes on after its request: kind is batch or response. `request_id` is that of the usage event, which is
+    # charged `reserved_nano` until it is known what the job cost (`done_ms`). Who asks about it holds a claim.
+    Column("id", Text, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("request_id", Text, nullable=False),
+    Column("key_hash", Text),
+    Column("user_id", Text),
+    Column("team_id", Text),
+    Column("model", Text, nullable=False),
+    Column("deployment", Text),
+    Column("provider_model", Text, nullable=False),
+    Column("endpoint", Text, nullable=False),
+    Column("input_file", Text),
+    Column("reserved_nano", BigInteger, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("next_ms", BigInteger, nullable=False),
+    Column("claimed_until_ms", BigInteger, nullable=False),
+    Column("done_ms", BigInteger),
+)
+
+Index("batch_jobs_next", batch_jobs.c.done_ms, batch_jobs.c.next_ms)

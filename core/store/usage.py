@@ -1,7 +1,7 @@
 """Usage events in the store: written once each, amended where something better is known, read back whole."""
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
@@ -111,6 +111,16 @@ class UsageRepository:
         """The event with its attempts; None when there is none."""
         async with self._store.reading() as connection:
             return (await connection.run_sync(self._load, [request_id])).get(request_id)
+
+    async def present(self, request_ids: Iterable[str]) -> set[str]:
+        """Those of the requests whose events are stored. Raises StoreError."""
+        wanted, found = list(request_ids), set[str]()
+        async with self._store.reading() as connection:
+            for start in range(0, len(wanted), _CHUNK):
+                ids = wanted[start : start + _CHUNK]
+                chosen = select(usage_events.c.request_id).where(usage_events.c.request_id.in_(ids))
+                found.update((await connection.execute(chosen)).scalars())
+        return found
 
     async def usage_report(
         self,

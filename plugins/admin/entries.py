@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -40,10 +40,11 @@ _LONGEST_DETAIL = 16_384
 _MODEL_FIELDS = ("model_name", "litellm_params", "model_info")
 
 
-def entries_router(runtime: Runtime) -> APIRouter:
+def entries_router(runtime: Runtime, standing: Callable[[str], Awaitable[dict[str, Any]]] | None = None) -> APIRouter:
+    """`standing` is asked how a budget stands that is looked at, by its id."""
     router = APIRouter()
     for section, noun in KINDS.items():
-        _add_routes(router, Entries(runtime, section, noun))
+        _add_routes(router, Entries(runtime, section, noun, standing if section == "budgets" else None))
     return router
 
 
@@ -85,6 +86,7 @@ class Entries:
     runtime: Runtime
     section: str
     noun: str
+    standing: Callable[[str], Awaitable[dict[str, Any]]] | None = None
 
     async def listed(self, query: Mapping[str, str]) -> dict[str, Any]:
         """A page of entries, in their order. Raises BadField."""
@@ -105,11 +107,17 @@ class Entries:
     async def read(self, name: str) -> Response:
         """One entry. Raises EntryNotFound."""
         await ready(self.runtime)
-        return self._answer(name, 200)
+        entry = self._present(name)
+        if entry is None:
+            raise self._missing(name)
+        shown = self._shown(name, entry)
+        if self.standing is not None:
+            shown["standing"] = await self.standing(name)
+        return JSONResponse(shown, 200, {"etag": etag(entry)})
 
     async def put(self, name: str, request: Request, actor: str) -> Response:
         """Create an entry or replace it whole. Raises BadField, BodyTooLarge, StaleEntry, IfMatchRequired."""
-        value = self._entry(name, await _body(request))
+        value = self._entry(name, await json_body(request))
         conditions = Conditions.of(request)
         created = False
 
@@ -305,9 +313,13 @@ async def body_bytes(request: Request, most: int = _MOST_BYTES) -> bytes:
     return b"".join(parts)
 
 
-async def _body(request: Request) -> dict[str, Any]:
+async def json_body(request: Request, *, optional: bool = False) -> dict[str, Any]:
+    """The body, a JSON object; empty where there is none and it is `optional`. Raises BadField and BodyTooLarge."""
+    content = await body_bytes(request)
+    if optional and not content.strip():
+        return {}
     try:
-        found: object = orjson.loads(await body_bytes(request))
+        found: object = orjson.loads(content)
     except orjson.JSONDecodeError as error:
         raise BadField(f"The body must be a JSON object: {error.msg} (character {error.pos + 1}).") from None
     if not isinstance(found, dict):

@@ -10,6 +10,21 @@ class EntryNotFound(RequestRefused):
     code = "not_found"
 
 
+class IdTaken(RequestRefused):
+    """The id stands for something else that was done."""
+
+    status = 409
+    code = "id_taken"
+
+
+class AlertNotSent(RequestRefused):
+    """A channel did not take a message."""
+
+    status = 502
+    type = "service_unavailable"
+    code = "alert_not_sent"
+
+
 class StaleEntry(RequestRefused):
     """Somebody else changed the entry since the caller read it."""
 

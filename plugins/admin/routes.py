@@ -1,5 +1,6 @@
 """`/orchestration/…`: what administrators see and change."""
 
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -8,14 +9,20 @@ from fastapi.responses import Response
 from core.runtime import Runtime
 from plugins.admin import reports, secrets
 from plugins.admin.access import Changer, Reader, answered
+from plugins.admin.alerts import alerts_router
 from plugins.admin.audit import audit
+from plugins.admin.budgets import Budgets, budgets_router
 from plugins.admin.configuration import configuration_router
 from plugins.admin.entries import entries_router
+from plugins.admin.me import me_router
 from plugins.admin.status import status
+from plugins.alerts.service import Alerts
+from plugins.limits import Entrance
 from secrets_manager.audit_page import audit_page
 
 
-def admin_router(runtime: Runtime) -> APIRouter:
+def admin_router(runtime: Runtime, alerts: Callable[[], Alerts], entrance: Callable[[], Entrance | None]) -> APIRouter:
+    """`alerts` and `entrance` give those of this worker, which need not be there yet."""
     router = APIRouter(prefix="/orchestration", tags=["orchestration"])
 
     @router.get("/status", summary="What this worker runs on and how it is doing")
@@ -43,6 +50,9 @@ def admin_router(runtime: Runtime) -> APIRouter:
     async def get_audit(_: Reader, request: Request) -> Response:
         return await answered(audit(runtime, dict(request.query_params)))
 
-    router.include_router(entries_router(runtime))
+    router.include_router(me_router(runtime, entrance))
+    router.include_router(alerts_router(runtime, alerts))
+    router.include_router(budgets_router(runtime))
+    router.include_router(entries_router(runtime, Budgets(runtime).standing))
     router.include_router(configuration_router(runtime))
     return router

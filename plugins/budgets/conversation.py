@@ -116,7 +116,6 @@ _REFERENCES = {
     "cachedContent": "refers to content whose length is not known; send the content itself",
     "cached_content": "refers to content whose length is not known; send the content itself",
     "prompt_id": "refers to a stored prompt whose length is not known; send the prompt itself",
-    "background": "lets the answer go on after the request; ask for it in the foreground",
 }
 
 
@@ -126,6 +125,11 @@ def _references(endpoint: str, body: Mapping[str, Any], content: Content) -> lis
         for name, reason in _REFERENCES.items()
         if body.get(name) not in (None, False, "")
     ]
+    if body.get("background") and (endpoint != "responses" or body.get("stream")):
+        found.append(
+            "`background` lets the answer go on unheard here; ask /v1/responses for it without a stream, "
+            "or set flat_reserve on the budget"
+        )
     if endpoint == "responses" and body.get("prompt"):
         found.append("`prompt` refers to a stored prompt; send its text, or set flat_reserve on the budget")
     found.extend(f"{reason}, or set flat_reserve on the budget" for reason in dict.fromkeys(content.references))

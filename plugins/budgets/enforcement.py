@@ -369,12 +369,13 @@ class _Refusal:
 
 
 def _instead_of(short: Sequence[Charge], refusal: RequestRefused) -> RequestRefused | _Degrade:
-    """The refusal, unless all the budgets in the way would rather degrade."""
-    if any(charge.budget.at_limit is not AtLimit.DEGRADE for charge in short):
+    """The refusal, unless a budget in the way would rather degrade: what answers then may be cheap enough for the
+    others too."""
+    degrading = [charge.budget for charge in short if charge.budget.at_limit is AtLimit.DEGRADE]
+    if not degrading:
         return refusal
-    targets = [charge.budget.degrade_to for charge in short]
-    shared = tuple(group for group in targets[0] if all(group in other for other in targets))
-    return _Degrade(frozenset(charge.budget.key for charge in short), shared, refusal)
+    shared = tuple(group for group in degrading[0].degrade_to if all(group in one.degrade_to for one in degrading))
+    return _Degrade(frozenset(budget.key for budget in degrading), shared, refusal)
 
 
 def _most(found: Bound) -> int | None:

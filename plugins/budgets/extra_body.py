@@ -20,6 +20,7 @@ _MOVED = (
 
 _CONTENT = frozenset({"messages", "input", "prompt", "contents", "system", "instructions", "query", "documents"})
 _ROUTES = frozenset({"model", "models", "route", "fallbacks", "extra_body", "provider", "providerOptions"})
+_FALLBACKS = frozenset({"fallbacks", "context_window_fallbacks", "content_policy_fallbacks"})
 _NOT_FOR_CLIENTS = frozenset({"model_list", "base_model"})
 _HEADERS = ("service-tier", "llm-shared-request-type", "llm-request-type")
 """Parts of names of headers by which Bedrock and Vertex AI take a service class."""
@@ -29,12 +30,15 @@ def merge_extra_body(endpoint: str, body: dict[str, Any]) -> None:
     """Move what `extra_body` would override and what is priced into `body`, where it wins as it would at the provider.
 
     The rest of it stays. Names of limits are taken off the list of parameters that LiteLLM shall drop. Raises
-    `BadField` for what cannot be merged: content, other models, and prices that only the configuration may set.
+    `BadField` for what cannot be merged: content, other models, fields of fallbacks, and prices that only the
+    configuration may set.
     """
     for name in body:
         if name in _NOT_FOR_CLIENTS or "cost_per_" in name:
             raise BadField(f"{name} is set by the proxy's configuration; leave it out of the request.")
     _check_headers(body)
+    for name in _FALLBACKS & body.keys():
+        _check_fallbacks(name, body[name])
     dropped = body.get("additional_drop_params")
     if dropped is not None:
         body["additional_drop_params"] = _keeping_limits(dropped)
@@ -55,6 +59,19 @@ def merge_extra_body(endpoint: str, body: dict[str, Any]) -> None:
         body["extra_body"] = kept
     else:
         del body["extra_body"]
+
+
+def _check_fallbacks(where: str, fallbacks: object) -> None:
+    """LiteLLM calls a fallback with the fields that stand beside its name, which nothing was reserved for."""
+    if isinstance(fallbacks, list):
+        for position, fallback in enumerate(cast("list[Any]", fallbacks)):
+            _check_fallbacks(f"{where}[{position}]", fallback)
+    elif isinstance(fallbacks, dict):
+        known = cast("dict[str, Any]", fallbacks)
+        for name, value in known.items():
+            if "model" in known and name != "model":
+                raise BadField(f"{where}.{name} would change what the request costs; a fallback is a model's name.")
+            _check_fallbacks(f"{where}.{name}", value)
 
 
 def _keeping_limits(dropped: object) -> list[Any]:

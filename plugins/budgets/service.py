@@ -14,6 +14,7 @@ from core.budgets.books import Books
 from core.budgets.opening import Opening
 from core.context import RequestContext
 from core.errors import BudgetsUnavailable, StoreError
+from core.ids import first_request_id
 from core.state.memory import MemoryReservations
 from core.state.redis import RedisReservations
 from core.state.reservations import ReservationState, StateAway
@@ -37,6 +38,9 @@ _LOOK_EVERY = 5.0
 _PRICES_FOR = 30.0
 _GONE_SECONDS = 30.0
 _FLUSH_WITHIN = 10.0
+_BEGINS_WITHIN = 5.0
+_RECONCILE_EVERY = 60.0
+_RECONCILE_AFTER_MS = 120_000
 _LEARN_FROM = 2000
 _LEARN_BACK_MS = 7 * 86_400_000
 
@@ -56,7 +60,9 @@ class Budgets:
         self._snapshot: Snapshot | None = None
         self._groups: dict[str, tuple[float, Group]] = {}
         self._learnt_ms = 0
+        self._next_reconciliation = time.monotonic() + _RECONCILE_EVERY
         self._news = asyncio.Event()
+        self._begun = asyncio.Event()
 
     # -- a request ------------------------------------------------------------------------------------------------
 
@@ -69,6 +75,16 @@ class Budgets:
         self._take_over(self._runtime.snapshot)  # of a new budget it has to be known what was spent before
         applying = snapshot.catalog.applying(context.caller, context.task_type, context.asked_model)
         return Spending(request_id, applying, self.books, time_ms, self.notices.overrun)
+
+    async def begun(self) -> Books:
+        """Wait for the books, which are there a moment after the worker is. Raises BudgetsUnavailable when they are not
+        after some seconds."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_BEGINS_WITHIN):
+                await self._begun.wait()
+        if self.books is None:
+            raise BudgetsUnavailable("The budgets of this worker are not there yet.", headers={"retry-after": "5"})
+        return self.books
 
     @property
     def enforcement(self) -> Enforcement:
@@ -114,6 +130,7 @@ class Budgets:
             self,
             runtime.instance,
             on_outage=settings.shared_state.on_outage,
+            allotment=0.0 if runtime.shared_url is None else settings.reservations.allotment,
             lease_seconds=settings.reservations.lease_seconds,
         )
         self.opening = Opening(store.budgets, state.standings, state.put, runtime.clock)
@@ -124,8 +141,11 @@ class Budgets:
             paused=lambda budget_id: self.paused.get(budget_id),
             min_output_tokens=settings.reservations.min_output_tokens,
         )
+        with suppress(StoreError):  # without the store nothing is admitted that has to be paid
+            await self.look(store)
         self._take_over(runtime.snapshot)
         self.books = books
+        self._begun.set()
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(books.run())
@@ -179,6 +199,7 @@ class Budgets:
                     assert self.opening is not None
                     await self.opening.look_after()
                     await self._learn_from(store)
+                    await self._reconcile(store)
             except (StoreError, StateAway):
                 pass  # both are said by the books, where they matter
             except Exception:
@@ -187,6 +208,16 @@ class Budgets:
                 async with asyncio.timeout(_LOOK_EVERY):
                     await self._news.wait()
             self._news.clear()
+
+    async def _reconcile(self, store: "Store") -> None:
+        """Now and then, finish what workers that are no more had begun."""
+        now = time.monotonic()
+        if self.books is None or now < self._next_reconciliation:
+            return
+        self._next_reconciliation = now + _RECONCILE_EVERY
+        before = first_request_id(self._now_ms() - _RECONCILE_AFTER_MS)
+        if finished := await self.books.reconcile(before, store.usage.present):
+            _LOG.info("%d attempts of workers that are no more were let go: the store has their costs", finished)
 
     def _now_ms(self) -> int:
         return int(self._runtime.clock() * 1000)

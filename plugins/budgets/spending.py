@@ -110,21 +110,24 @@ class Spending:
             self.attempts = attempt.number
         if reservation is None:
             return
-        if attempt is None:
-            self.books.settle(reservation.lease, 0)
-            return
-        # LiteLLM says that what nothing prices costs nothing.
-        cost_known = cost_known and (reservation.priced or attempt.cost_nano > 0)
-        if attempt.usage == UsageState.UNKNOWN or (not cost_known and attempt.usage != UsageState.NONE):
-            attempt.usage = UsageState.UNKNOWN
-            attempt.cost_nano = reservation.amount_nano
-        self.books.settle(reservation.lease, attempt.cost_nano)
+        cost_nano = 0 if attempt is None else self._cost(reservation, attempt, cost_known)
+        self.books.settle(reservation.lease, cost_nano)
         for charge, amount in zip(reservation.charges, reservation.amounts, strict=True):
-            if attempt.cost_nano > amount:
-                self.overrun(charge.budget.budget_id, self.request_id, amount, attempt.cost_nano, self.time_ms)
+            if cost_nano > amount:
+                self.overrun(charge.budget.budget_id, self.request_id, amount, cost_nano, self.time_ms)
         if self.left_nano is not None:
             least = zip(reservation.charges, reservation.standings, reservation.amounts, strict=True)
-            self.left_nano = min(s.left_of(c.limit_nano) + amount - attempt.cost_nano for c, s, amount in least)
+            self.left_nano = min(s.left_of(c.limit_nano) + amount - cost_nano for c, s, amount in least)
+
+    @staticmethod
+    def _cost(reservation: Reservation, attempt: Attempt, known: bool) -> int:
+        """What the attempt is charged: where that is not known, and it may have been billed, all that was reserved."""
+        # LiteLLM says that what nothing prices costs nothing.
+        known = known and (reservation.priced or attempt.cost_nano > 0)
+        if attempt.usage == UsageState.UNKNOWN or (not known and attempt.usage != UsageState.NONE):
+            attempt.usage = UsageState.UNKNOWN
+            attempt.cost_nano = reservation.amount_nano
+        return attempt.cost_nano
 
 
 def lease_of(request_id: str, attempt: int) -> str:

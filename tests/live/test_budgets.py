@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
-import httpx
 import pytest
 
 from core.money import to_dollars
@@ -20,6 +19,7 @@ from tests.support.budgeted import (
     bill_nano,
     budgeted_config,
     limits_received,
+    remaining,
     worst_nano,
 )
 from tests.support.gateway import MESSAGES, PROMPT, key_environment
@@ -32,22 +32,15 @@ every_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
 every_generating_call = pytest.mark.parametrize("call", GENERATING.values(), ids=GENERATING.keys())
 
 CHAT = GENERATING["chat"]
-
-
-@pytest.fixture(scope="module")
-def running(shared_provider: FakeProvider) -> Iterator[Budgeted]:
-    with ProxyProcess(budgeted_config(shared_provider), env=key_environment()) as proxy:
-        yield Budgeted(proxy, shared_provider)
+OPEN_ENDED = {name: call for name, call in GENERATING.items() if call.path != "/v1/messages"}
+"""Those that need no output limit: a message without max_tokens is not valid."""
 
 
 @pytest.fixture
-def gateway(running: Budgeted, provider: FakeProvider) -> Budgeted:
-    running.books.mark()
-    return running
-
-
-def remaining(answer: httpx.Response) -> Decimal:
-    return Decimal(answer.headers["x-orchestration-budget-remaining"])
+def gateway(
+    shared_provider: FakeProvider, shared_proxy: Callable[..., ProxyProcess], provider: FakeProvider
+) -> Budgeted:
+    return Budgeted.begin(shared_proxy(budgeted_config(shared_provider), env=key_environment()), provider)
 
 
 class TestRoom:
@@ -161,6 +154,16 @@ BYPASSES: dict[str, tuple[str, dict[str, Any]]] = {
         {"max_output_tokens": 50, "extra_body": {"max_output_tokens": 900}},
     ),
     "a chat limit in a response": ("/v1/responses", {"max_output_tokens": 50, "max_tokens": 900}),
+    "a fallback's limit": (
+        "/v1/chat/completions",
+        {"max_tokens": 50, "fallbacks": [{"model": "large", "max_tokens": 900}]},
+    ),
+    "Cursor's dialect": ("/cursor/chat/completions", {}),
+    "Cursor's dialect with a limit": ("/cursor/chat/completions", {"max_tokens": 900, "max_output_tokens": 50}),
+    "thinking": (
+        "/v1/messages",
+        {"model": "claude", "max_tokens": 50, "thinking": {"type": "enabled", "budget_tokens": 2000}},
+    ),
     "extra_body of a message": ("/v1/messages", {"max_tokens": 50, "extra_body": {"max_tokens": 900}}),
 }
 
@@ -168,10 +171,8 @@ BYPASSES: dict[str, tuple[str, dict[str, Any]]] = {
 class TestLimits:
     """The limit that is sent is the limit that is reserved, whoever set it and whatever it is called."""
 
-    @every_generating_call
+    @pytest.mark.parametrize("call", OPEN_ENDED.values(), ids=OPEN_ENDED.keys())
     def test_who_gives_none_is_told_which_one_was_set(self, call: Call, gateway: Budgeted):
-        if call.path == "/v1/messages":
-            pytest.skip("a message without max_tokens is not valid")
         gateway.provider.script(output_tokens=1 << 20)
         user = gateway.new_user()
         answer = gateway.ask(call.path, call.limited(None), "roomy", user)
@@ -203,7 +204,11 @@ class TestLimits:
         self, path: str, more: dict[str, Any], gateway: Budgeted
     ):
         gateway.provider.script(output_tokens=1 << 20)
-        content = {"/v1/completions": {"prompt": PROMPT}, "/v1/responses": {"input": PROMPT}}
+        content = {
+            "/v1/completions": {"prompt": PROMPT},
+            "/v1/responses": {"input": PROMPT},
+            "/cursor/chat/completions": {"input": PROMPT},
+        }
         body = {"model": "small", **content.get(path, {"messages": MESSAGES}), **more}
         user = gateway.new_user()
         answer = gateway.ask(path, body, "roomy", user)
@@ -275,9 +280,9 @@ UNBOUNDED: dict[str, tuple[str, dict[str, Any], str]] = {
         },
         "file",
     ),
-    "an answer in the background": (
+    "a stream in the background": (
         "/v1/responses",
-        {"model": "small", "input": PROMPT, "max_output_tokens": LIMIT, "background": True},
+        {"model": "small", "input": PROMPT, "max_output_tokens": LIMIT, "background": True, "stream": True},
         "background",
     ),
     "a stored prompt": (

@@ -6,6 +6,7 @@ user, in the name of the trusted key, has a budget that nobody has spent anythin
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -90,10 +91,15 @@ LARGEST = 1000
 """The most output tokens that the model `measured` says it gives."""
 
 
+@functools.cache
+def _nowhere() -> str:
+    """An address nobody listens on, the same for all who share a proxy."""
+    return f"http://127.0.0.1:{free_port()}/v1"
+
+
 def budgeted_config(provider: FakeProvider, **settings: Any) -> dict[str, Any]:
     """`settings` are further sections under `orchestration:`."""
     url = provider.url
-    nowhere = f"http://127.0.0.1:{free_port()}/v1"
     budgets = [
         {"budget_id": name, "per": "user", "task_types": [name], "reset_period": "MONTHLY", **terms}
         for name, terms in BUDGETS.items()
@@ -120,7 +126,7 @@ def budgeted_config(provider: FakeProvider, **settings: Any) -> dict[str, Any]:
             model("claude", provider.origin, provider="anthropic"),
             model("embed", url, mode="embedding"),
             model("hasty", url, timeout=1.0),
-            model("nowhere", nowhere),
+            model("nowhere", _nowhere()),
             model("brittle", url),
             unpriced,
         ],
@@ -161,6 +167,13 @@ class Budgeted(Gateway):
         self.accounts = AccountBooks(proxy)
         super().__init__(proxy, provider, self.accounts)
 
+    @classmethod
+    def begin(cls, proxy: ProxyProcess, provider: FakeProvider) -> Budgeted:
+        """Its books begin now."""
+        gateway = cls(proxy, provider)
+        gateway.books.mark()
+        return gateway
+
     def new_user(self) -> str:
         return f"user-{next(_users)}"
 
@@ -179,6 +192,11 @@ class Budgeted(Gateway):
         if tier is not None:
             headers["x-user-tier"] = tier
         return self.post(path, body, who, headers)
+
+    def reserved_nano(self, budget_id: str, user: str) -> int:
+        """What is reserved of this user's budget, found out by asking: an answer says what is left besides."""
+        left = remaining(self.ask("/v1/embeddings", CALLS["embedding"].body, budget_id, user))
+        return self.total_nano(budget_id) - nano_dollars(left) - self.accounts.spent(budget_id, user)
 
     @property
     def billed_nano(self) -> int:
@@ -200,6 +218,11 @@ class AccountBooks(Books):
             for row in self._rows("budget_spend")
             if row["budget"].rpartition("~")[0] == budget_id and row["member"] == member
         )
+
+
+def remaining(answer: httpx.Response) -> Decimal:
+    """Dollars that the answer says the tightest budget has left."""
+    return Decimal(answer.headers["x-orchestration-budget-remaining"])
 
 
 def bill_nano(attempts: Iterable[Attempt]) -> int:

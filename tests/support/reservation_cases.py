@@ -213,6 +213,17 @@ class ReservationCases:
         found = await state.standings([account.key for account in accounts])
         assert set(found.values()) == {Standing(21, 0, 0, 0)}
 
+    async def test_what_is_settled_and_not_written_can_be_found_by_its_age(self, state: ReservationState) -> None:
+        await opened(state, TEAM, USER)
+        for name in ("a1:1", "a2:1", "b1:1", "c1:1"):
+            await state.reserve(name, [claim(TEAM, 100, 10), claim(USER, 100, 10)])
+        for name in ("a1:1", "b1:1", "c1:1"):
+            await state.settle(name, [TEAM.key, USER.key], 7)
+        found = await state.settled("b1:9")
+        assert {lease.id: dict(lease.amounts) for lease in found} == {
+            name: {TEAM.key: 7, USER.key: 7} for name in ("a1:1", "b1:1")
+        }
+
     @pytest.mark.parametrize("field", ["written", "settled"])
     async def test_what_a_member_is_called_does_not_matter(self, state: ReservationState, field: str) -> None:
         odd = Account("user~b2", 0, 'a"b\\c|d\u00e9\U0001f4b8 {x}')

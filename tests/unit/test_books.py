@@ -238,6 +238,22 @@ async def test_what_was_reserved_for_a_client_that_left_meanwhile_is_given_back(
         assert (await books.standings([TEAM]))[TEAM.key].reserved_nano == 10
 
 
+async def test_what_a_worker_left_that_died_between_the_store_and_shared_state_is_finished(
+    store: Store, around: Around
+) -> None:
+    state = MemoryReservations()
+    async with running(Books(state, around, "one")) as books:
+        await books.reserve("r:1", claims(10))
+        for request in ("dead", "unwritten"):
+            await state.reserve(f"{request}:1", claims(30))
+            await state.settle(f"{request}:1", [TEAM.key], 25)
+        await spend(store, TEAM, 25, "dead")
+        assert (await books.standings([TEAM]))[TEAM.key] == Standing(0, 50, 10, 0)
+        assert await books.reconcile("e", store.usage.present) == 1
+        assert (await books.standings([TEAM]))[TEAM.key] == Standing(25, 25, 10, 0)
+        assert await books.reconcile("e", store.usage.present) == 0
+
+
 async def test_closing_gives_back_what_was_not_sent(around: Around) -> None:
     state = MemoryReservations()
     books = Books(state, around, "one")

@@ -161,7 +161,7 @@ def test_a_document_is_bounded_by_what_the_model_can_read(part: dict[str, Any]) 
         ("responses", {"input": "x", "previous_response_id": "resp_1"}, "previous_response_id"),
         ("responses", {"input": "x", "conversation": "conv_1"}, "conversation"),
         ("responses", {"input": "x", "prompt": {"id": "pmpt_1"}}, "prompt"),
-        ("responses", {"input": "x", "background": True}, "background"),
+        ("responses", {"input": "x", "background": True, "stream": True}, "background"),
         ("responses", {"input": [{"type": "item_reference", "id": "msg_1"}]}, "item_reference"),
         ("responses", {"input": "x", "tools": [{"type": "web_search"}]}, "web_search"),
         ("responses", {"input": "x", "tools": [{"type": "file_search", "vector_store_ids": []}]}, "file_search"),
@@ -205,7 +205,10 @@ def test_what_the_client_runs_itself_is_bounded(body: dict[str, Any]) -> None:
 
 def test_an_unpriced_model_has_no_bound_and_says_what_to_set() -> None:
     (reason,) = of(chat(), group("openai/plain", "openai/unknown")).unbounded
-    assert reason == ("nothing prices openai/unknown; set input_cost_per_token and output_cost_per_token in model_info")
+    assert reason == (
+        "nothing prices openai/unknown; set input_cost_per_token and output_cost_per_token in model_info, "
+        "or flat_reserve on the budget"
+    )
 
 
 @pytest.mark.parametrize("model", ["openai/rented", "perplexity/search"])

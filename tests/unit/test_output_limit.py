@@ -1,6 +1,7 @@
 """The limit that is sent is the limit that is reserved, whatever names, places and detours a client finds for it."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -186,6 +187,23 @@ def test_an_extra_body_of_which_nothing_is_left_goes() -> None:
     body: dict[str, Any] = {"extra_body": {"tools": [{"type": "web_search"}]}}
     merge_extra_body("responses", body)
     assert body == {"tools": [{"type": "web_search"}]}
+
+
+@pytest.mark.parametrize(
+    ("fallbacks", "where"),
+    [
+        ([{"model": "large", "max_tokens": 900}], "fallbacks[0].max_tokens"),
+        (["small", {"model": "large", "n": 9}], "fallbacks[1].n"),
+        ([{"small": [{"model": "large", "messages": []}]}], "fallbacks[0].small[0].messages"),
+    ],
+)
+def test_a_fallback_brings_no_fields_of_its_own(fallbacks: list[Any], where: str) -> None:
+    with pytest.raises(BadField, match=re.escape(where)):
+        merge_extra_body("chat_completions", {"fallbacks": fallbacks})
+
+
+def test_a_fallback_may_be_named_in_any_form() -> None:
+    merge_extra_body("chat_completions", {"fallbacks": ["a", {"model": "b"}, {"small": ["c", {"model": "d"}]}]})
 
 
 def test_a_clients_own_dictionary_is_not_changed() -> None:

@@ -29,8 +29,8 @@ class Reservations(Section):
         description="Seconds after which the reservation of an instance that has died ends: unsent requests give their "
         "money back, sent ones are charged. Reservations of requests under way are renewed.",
     )
-    allotment: Fraction = Field(
+    allotment: Annotated[Fraction, Field(le=0.1)] = Field(
         default=0.01,
         description="With shared_state.on_outage local: the share of each budget that every instance draws ahead for "
-        "itself, and may spend while Redis is away; 0 = nothing.",
+        "itself, and may spend while Redis is away; at most 0.1, since ten times as much must be free; 0 = nothing.",
     )

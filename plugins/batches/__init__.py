@@ -1,0 +1,1 @@
+"""Batches and background responses: paid for before they begin, settled when they are over."""
