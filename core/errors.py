@@ -69,7 +69,7 @@ class ModelNotAllowed(RequestRefused):
 
 
 class RouteRefused(RequestRefused):
-    """The route spends money in a way that cannot be bounded while limits are configured."""
+    """The route spends money in a way that cannot be bounded, and a tier or a budget has to hold."""
 
     status = 403
     type = "permission_error"

@@ -38,7 +38,7 @@ class Edge:
         route = ROUTES.of(scope.get("method", "WEBSOCKET"), path)
         if route.handling is Handling.ENFORCED and kind == "http":
             await self._enforced(route.endpoint, scope, receive, send)
-        elif route.handling is Handling.REFUSED and self.runtime.bounds_spending:
+        elif route.handling is Handling.REFUSED and self.runtime.counts_spending:
             await _refuse(kind, RouteRefused(_refusal(scope)), send)
         elif route.handling is Handling.LATER and kind == "http" and self.runtime.counts_spending:
             if route.endpoint == "batches":
@@ -246,7 +246,7 @@ def _too_large(most: int) -> BodyTooLarge:
 def _refusal(scope: Scope) -> str:
     return (
         f"{scope.get('method', 'WEBSOCKET')} {_path(scope)} spends money in a way that cannot be bounded, so it is "
-        "closed while tiers or blocking budgets are configured. Use an OpenAI-compatible route of a configured model."
+        "closed while tiers or budgets are configured. Use an OpenAI-compatible route of a configured model."
     )
 
 

@@ -18,7 +18,7 @@ class Handling(StrEnum):
     FREE = "free"
     """No model is called, or only by an administrator checking the proxy."""
     REFUSED = "refused"
-    """Spends in a way that cannot be bounded: closed while tiers or blocking budgets are configured."""
+    """Spends in a way that cannot be bounded: closed while tiers or budgets are configured."""
     LATER = "later"
     """Files and batches, which spend when their request is over: `plugins/batches` while tiers or budgets are
     configured, else LiteLLM's own affair."""

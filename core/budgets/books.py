@@ -17,6 +17,7 @@ from core.budgets.allotments import PREFIX, Allotments
 from core.errors import BudgetsUnavailable, StoreError
 from core.settings.models import OutageMode
 from core.state.reservations import (
+    OPENS_NOTHING,
     Claim,
     Lease,
     LeaseState,
@@ -223,7 +224,7 @@ class Books:
         self._ends[account.key] = account.end_ms
         self.written((), [balance])
         with suppress(StateAway):
-            await self._state.put([balance], {account.key: account.end_ms})
+            await self._state.put([balance], {account.key: account.end_ms}, opens=OPENS_NOTHING)
 
     async def standings(self, accounts: Sequence[Account], *, opening: bool = True) -> dict[str, Standing]:
         """What these accounts have; those that are not open are opened, or with `opening` false left out.
@@ -249,7 +250,7 @@ class Books:
         if over:
             accounts = [Account.parse(key) for key in {key for lease in over for key in lease.amounts}]
             balances = await self._around.balances(accounts)
-            await self._state.put(balances, self._ends, [lease.id for lease in over])
+            await self._state.put(balances, self._ends, [lease.id for lease in over], opens=OPENS_NOTHING)
         return len(over)
 
     # -- beside the requests ---------------------------------------------------------------------------------------
@@ -405,7 +406,7 @@ class Books:
             if not self._balances and not self._written:
                 return False
             balances, written = list(self._balances.values()), list(self._written)
-            await self._state.put(balances, self._ends, written)
+            await self._state.put(balances, self._ends, written, opens=OPENS_NOTHING)
             for balance in balances:
                 if self._balances.get(balance.key) is balance:
                     del self._balances[balance.key]
@@ -437,8 +438,9 @@ class Books:
             self._opening[account.key] = promise
         try:
             if mine:
+                epoch = self._state.epoch
                 balances = await self._around.balances(mine)
-                await self._state.put(balances, {account.key: account.end_ms for account in mine})
+                await self._state.put(balances, {account.key: account.end_ms for account in mine}, opens=epoch)
         finally:
             for account in mine:
                 del self._opening[account.key]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from core.budgets.account import Balance
 from core.state.reservations import (
+    ANY_STATE,
     KEPT_AFTER_END_MS,
     Claim,
     Lease,
@@ -29,7 +30,8 @@ class _Account:
     reserved: int = 0
     extra: int = 0
     version: int = -1
-    """That of the store's balance; below 0 while there is none, and nothing can be reserved."""
+    """That of the store's balance; below 0 while there is none."""
+    opened: bool = False
     forget_ms: int | None = None
 
     def standing(self) -> Standing:
@@ -66,7 +68,7 @@ class MemoryReservations:
         unopened: list[Claim] = []
         for claim in claims:
             account = self._accounts.get(claim.account.key)
-            if account is None or account.version < 0:
+            if account is None or not account.opened:
                 unopened.append(claim)
             else:
                 accounts.append(account)
@@ -142,7 +144,12 @@ class MemoryReservations:
         return tuple(presumed)
 
     async def put(
-        self, balances: Sequence[Balance], ends_ms: Mapping[str, int | None], written: Sequence[str] = ()
+        self,
+        balances: Sequence[Balance],
+        ends_ms: Mapping[str, int | None],
+        written: Sequence[str] = (),
+        *,
+        opens: str = ANY_STATE,
     ) -> None:
         for balance in balances:
             account = self._account(balance.key)
@@ -151,6 +158,7 @@ class MemoryReservations:
             if balance.version > account.version:
                 account.written, account.extra = balance.spent_nano, balance.extra_nano
                 account.version = balance.version
+            account.opened = account.opened or opens in (ANY_STATE, self.epoch)
         for name in written:
             known = self._leases.pop(name, None)
             if known is not None:
@@ -169,7 +177,7 @@ class MemoryReservations:
         return {
             key: account.standing()
             for key in keys
-            if (account := self._accounts.get(key)) is not None and account.version >= 0
+            if (account := self._accounts.get(key)) is not None and account.opened
         }
 
     async def recover(self) -> bool:

@@ -14,6 +14,7 @@ import orjson
 
 from core.budgets.account import Balance
 from core.state.reservations import (
+    ANY_STATE,
     KEPT_AFTER_END_MS,
     Claim,
     Lease,
@@ -114,11 +115,16 @@ class RedisReservations:
                 return tuple(presumed)
 
     async def put(
-        self, balances: Sequence[Balance], ends_ms: Mapping[str, int | None], written: Sequence[str] = ()
+        self,
+        balances: Sequence[Balance],
+        ends_ms: Mapping[str, int | None],
+        written: Sequence[str] = (),
+        *,
+        opens: str = ANY_STATE,
     ) -> None:
         # Balances first: what is in them and still stands as settled is counted twice for a moment, never not at all.
         for chunk in _chunks(balances):
-            keys, arguments = [_LEASES, _EXPIRY], list[str]()
+            keys, arguments = [_EPOCH, _LEASES, _EXPIRY], [opens]
             for balance in chunk:
                 end = ends_ms.get(balance.key)
                 keys.append(_ACCOUNT + balance.key)
@@ -129,7 +135,7 @@ class RedisReservations:
             if only:
                 return
         for chunk in _chunks(written):
-            await self._run("put", [_LEASES, _EXPIRY], list(chunk))
+            await self._run("put", [_EPOCH, _LEASES, _EXPIRY], [opens, *chunk])
 
     async def settled(self, before: str) -> tuple[Lease, ...]:
         leases: list[Lease] = []
@@ -149,10 +155,10 @@ class RedisReservations:
             for chunk in _chunks(keys):
                 pipeline: Any = client.pipeline(transaction=False)
                 for key in chunk:
-                    pipeline.hmget(_ACCOUNT + key, "written", "settled", "reserved", "extra")
+                    pipeline.hmget(_ACCOUNT + key, "written", "settled", "reserved", "extra", "opened")
                 for key, has in zip(chunk, await pipeline.execute(), strict=True):
-                    if has[0] is not None:
-                        found[key] = Standing(*(int(value or 0) for value in has))
+                    if has[4] is not None:
+                        found[key] = Standing(*(int(value or 0) for value in has[:4]))
         return found
 
     # -- after a loss --------------------------------------------------------------------------------------------

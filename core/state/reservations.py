@@ -105,6 +105,10 @@ class StateAway(Exception):
     """Whatever keeps the state does not answer."""
 
 
+ANY_STATE = "*"
+OPENS_NOTHING = ""
+
+
 class ReservationState(Protocol):
     """Every method raises `StateAway`; each is all or nothing, and doing it twice is like doing it once."""
 
@@ -134,11 +138,18 @@ class ReservationState(Protocol):
         ...
 
     async def put(
-        self, balances: Sequence[Balance], ends_ms: Mapping[str, int | None], written: Sequence[str] = ()
+        self,
+        balances: Sequence[Balance],
+        ends_ms: Mapping[str, int | None],
+        written: Sequence[str] = (),
+        *,
+        opens: str = ANY_STATE,
     ) -> None:
         """Take over balances of the store where they are newer, and let go of the leases whose cost is in them.
 
-        `ends_ms` says when the period of an account ends, by its key; some time after that it is forgotten.
+        `ends_ms` says when the period of an account ends, by its key; some time after that it is forgotten. Accounts
+        are opened, so that reservations can be made on them, in the state whose epoch is `opens`. It has to be the one
+        in which the balances were asked for: any other word of the store may be older than what a state has lost.
         """
         ...
 

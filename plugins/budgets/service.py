@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from core.budgets import Account, Balance
@@ -17,7 +18,7 @@ from core.errors import BudgetsUnavailable, StoreError
 from core.ids import first_request_id
 from core.state.memory import MemoryReservations
 from core.state.redis import RedisReservations
-from core.state.reservations import ReservationState, StateAway
+from core.state.reservations import OPENS_NOTHING, ReservationState, StateAway
 from core.store.outputs import outputs
 from core.usage import UsageEvent, UsageState
 from plugins import compat
@@ -133,7 +134,7 @@ class Budgets:
             allotment=0.0 if runtime.shared_url is None else settings.reservations.allotment,
             lease_seconds=settings.reservations.lease_seconds,
         )
-        self.opening = Opening(store.budgets, state.standings, state.put, runtime.clock)
+        self.opening = Opening(store.budgets, state.standings, partial(state.put, opens=OPENS_NOTHING), runtime.clock)
         self._enforcement = Enforcement(
             books,
             self.expected,

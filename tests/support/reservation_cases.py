@@ -9,6 +9,7 @@ import pytest
 
 from core.budgets.account import Account, Balance
 from core.state.reservations import (
+    OPENS_NOTHING,
     Claim,
     LeaseState,
     ReservationState,
@@ -212,6 +213,15 @@ class ReservationCases:
         await state.put([Balance(account.key, 21, 0, 2) for account in accounts], {}, names)
         found = await state.standings([account.key for account in accounts])
         assert set(found.values()) == {Standing(21, 0, 0, 0)}
+
+    async def test_only_what_was_asked_for_in_this_state_opens_an_account(self, state: ReservationState) -> None:
+        """Another worker's late word may be older than what the state before had, and this one has lost."""
+        for opens in (OPENS_NOTHING, "another-state"):
+            await state.put([Balance(TEAM.key, 40, 0, 3)], {}, opens=opens)
+            assert await state.reserve("r:1", [claim(TEAM, 100, 10)]) == Unopened((TEAM,))
+            assert await state.standings([TEAM.key]) == {}
+        await state.put([Balance(TEAM.key, 50, 0, 2)], {}, opens=state.epoch)
+        assert await standing(state, TEAM) == Standing(40, 0, 0, 0), "the newest that was ever said"
 
     async def test_what_is_settled_and_not_written_can_be_found_by_its_age(self, state: ReservationState) -> None:
         await opened(state, TEAM, USER)

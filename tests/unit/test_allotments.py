@@ -13,6 +13,7 @@ from core.errors import BudgetsUnavailable
 from core.settings.models import OutageMode
 from core.state.memory import MemoryReservations
 from core.state.reservations import (
+    ANY_STATE,
     Claim,
     Lease,
     LeaseState,
@@ -122,10 +123,15 @@ class Link(ReservationState):
         return presumed
 
     async def put(
-        self, balances: Sequence[Balance], ends_ms: Mapping[str, int | None], written: Sequence[str] = ()
+        self,
+        balances: Sequence[Balance],
+        ends_ms: Mapping[str, int | None],
+        written: Sequence[str] = (),
+        *,
+        opens: str = ANY_STATE,
     ) -> None:
         self._there()
-        await self.state.put(balances, ends_ms, written)
+        await self.state.put(balances, ends_ms, written, opens=opens)
         self._answers()
 
     async def standings(self, keys: Sequence[str]) -> dict[str, Standing]:

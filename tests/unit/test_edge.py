@@ -33,7 +33,7 @@ class Runtime(SimpleNamespace):
             snapshot=SimpleNamespace(directory=SimpleNamespace(entries={})),
             shared_url=None,
             journal=journal,
-            bounds_spending=False,
+            counts_spending=False,
             instance="here",
             price_version="p1",
         )
@@ -116,14 +116,14 @@ async def test_a_request_nobody_was_identified_for_is_answered_but_not_in_the_bo
     assert books(journal) == []
 
 
-async def test_a_route_without_bounds_is_closed_only_while_spending_is_bounded(journal: Journal) -> None:
+async def test_a_route_without_bounds_is_closed_only_while_spending_is_counted(journal: Journal) -> None:
     async def app(scope: Any, receive: Any, send: Send) -> None:
         await answer(send, 200, b"passed")
 
     runtime = Runtime(journal)
     async with client(Edge(app, runtime)) as http:
         assert (await http.post("/openai/chat/completions", json={})).text == "passed"
-        runtime.bounds_spending = True
+        runtime.counts_spending = True
         refused = await http.post("/openai/chat/completions", json={})
     assert refused.status_code == 403
     assert refused.json()["error"]["code"] == "route_refused"

@@ -27,12 +27,12 @@ local accounts, levels, slack = #KEYS - 3, tonumber(words[3]), words[4]
 local width = levels + 1
 local standings, unopened = {}, {}
 for i = 1, accounts do
-  local has = call('HMGET', KEYS[3 + i], 'written', 'settled', 'reserved', 'extra')
+  local has = call('HMGET', KEYS[3 + i], 'written', 'settled', 'reserved', 'extra', 'opened')
   local at = i * 4
-  if not has[1] then
+  if not has[5] then
     unopened[#unopened + 1] = i - 1
   end
-  standings[at - 3], standings[at - 2] = has[1], has[2] or '0'
+  standings[at - 3], standings[at - 2] = has[1] or '0', has[2] or '0'
   standings[at - 1], standings[at] = has[3] or '0', has[4] or '0'
 end
 if #unopened > 0 then
