@@ -162,7 +162,7 @@ class _Answer:
         if exchange.stream and body:
             if exchange.first_byte is None:
                 exchange.note_first_byte()
-            if b'"usage"' in body:
+            if receipt.may_hold_usage(body):
                 message["body"] = _with_cost(body, exchange)
         if not message.get("more_body", False):
             self._record()
@@ -182,7 +182,7 @@ def _with_cost(body: bytes, exchange: Exchange) -> bytes:
     """Remember the usage a stream's events report, and put the cost into the final one."""
     events = body.split(b"\n\n")
     for index, event in enumerate(events):
-        if b'"usage"' not in event:
+        if not receipt.may_hold_usage(event):
             continue
         usage = receipt.usage_in_event(event)
         if not usage:

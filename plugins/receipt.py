@@ -1,13 +1,15 @@
-"""What an answer says it used and cost, whatever its shape: chat, completion, embedding, Responses or Messages."""
+"""What an answer says it used and cost, whatever its shape: chat, completion, embedding, Responses, Messages or
+generateContent."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
 
 from core.money import nano_dollars
 from core.usage import UsageState
+from plugins import usage_metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +32,24 @@ def of_answer(response: Any, model: str | None, call: Any) -> Receipt:
     if hidden.get("cache_hit") is True:
         return Receipt(UsageState.NONE, cost_nano=0, from_cache=True)
     usage = _field(response, "usage")
-    if usage is not None and not any(_count(usage, name) for name in _TOKENS):
+    if usage is None and (metadata := _field(response, usage_metadata.NAME)) is not None:
+        return _of_metadata(metadata, model, call, _price(call, response))
+    if usage is not None and not _says_something(usage):
         # LiteLLM writes zeros where the provider reports nothing; no answer takes no tokens.
         return of_usage(_counted(response, call), model, call, UsageState.ESTIMATED)
     cost = hidden.get("response_cost")
     if cost is None:
         cost = call.model_call_details.get("response_cost") or _price(call, response)
     return _receipt(usage, cost)
+
+
+def _of_metadata(metadata: Any, model: str | None, call: Any, cost: float | None) -> Receipt:
+    """The receipt of an answer to generateContent. `cost` is what LiteLLM makes of its form: in some versions and for
+    some providers nothing, in others more than the tokens, where it was grounded in a search."""
+    if not _says_something(metadata):
+        return Receipt(UsageState.UNKNOWN)
+    found = of_usage(metadata, model, call)
+    return found if not cost else replace(found, cost_nano=max(found.cost_nano or 0, nano_dollars(cost)))
 
 
 def of_chat_stream(stream: Any, call: Any) -> Receipt:
@@ -129,14 +142,24 @@ def usage_in_event(event: bytes) -> dict[str, Any] | None:
     except orjson.JSONDecodeError:
         return None
     for holder in (data, data.get("response"), data.get("message")):
-        if isinstance(holder, dict) and isinstance(holder.get("usage"), dict):
-            usage: dict[str, Any] = holder["usage"]
-            # LiteLLM fills the chunks of a completion stream with zeros where it has nothing to say.
-            return usage if any(_count(usage, name) for name in _TOKENS) else None
+        if isinstance(holder, dict):
+            usage: Any = holder.get("usage", holder.get(usage_metadata.NAME))
+            if isinstance(usage, dict):
+                # LiteLLM fills the chunks of a completion stream with zeros where it has nothing to say.
+                return usage if _says_something(usage) else None
     return None
 
 
-_TOKENS = ("prompt_tokens", "completion_tokens", "input_tokens", "output_tokens")
+def may_hold_usage(body: bytes) -> bool:
+    """Whether it is worth reading a stream's events for usage."""
+    return b'"usage"' in body or b'"usageMetadata"' in body
+
+
+def _says_something(usage: Any) -> bool:
+    return any(_count(usage, name) for name in _TOKENS)
+
+
+_TOKENS = ("prompt_tokens", "completion_tokens", "input_tokens", "output_tokens", *usage_metadata.COUNTS)
 
 
 _FINAL = (
@@ -160,6 +183,8 @@ def is_final(event: bytes) -> bool:
 def _receipt(usage: Any, cost: float | None, state: str = UsageState.REPORTED) -> Receipt:
     if usage is None:
         return Receipt(UsageState.UNKNOWN if cost is None else state, cost_nano=_nano(cost))
+    if usage_metadata.is_metadata(usage):
+        usage = usage_metadata.in_openais_words(usage)
     prompt = _count(usage, "prompt_tokens")
     output = _count(usage, "completion_tokens") or _count(usage, "output_tokens")
     details = _field(usage, "prompt_tokens_details") or _field(usage, "input_tokens_details")
@@ -207,6 +232,8 @@ def chat_usage(usage: Any) -> Any:
 
     if isinstance(usage, litellm.Usage):
         return usage
+    if usage_metadata.is_metadata(usage):
+        return litellm.Usage(**usage_metadata.in_openais_words(usage))
     plain = _receipt(usage, None)
     fields: dict[str, Any] = {
         "prompt_tokens": plain.input_tokens,

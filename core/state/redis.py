@@ -7,7 +7,6 @@ step; in a cluster they live on one node. Times are Redis's own, so that instanc
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import orjson
@@ -27,10 +26,10 @@ from core.state.reservations import (
     TooLittle,
     Unopened,
 )
+from core.state.scripts import Scripts, away
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
-    from redis.commands.core import AsyncScript
 
 T = TypeVar("T")
 
@@ -39,9 +38,6 @@ _EPOCH, _RECOVERY, _REGISTERED = _TAG + "epoch", _TAG + "recovery", _TAG + "regi
 _LEASES, _EXPIRY, _ACCOUNT = _TAG + "leases", _TAG + "expiry", _TAG + "account:"
 _SHARED = tuple(key.encode() for key in (_EPOCH, _LEASES, _EXPIRY))
 """Keys of every reservation beside its accounts; bytes, because the client takes longer over text."""
-_CONNECTIONS = 16
-_QUEUE_SECONDS = 30.0
-"""How long a call waits for its turn; they take a fraction of a millisecond each."""
 _CHUNK = 200
 """Leases or accounts of one script call: it must not hold up the others."""
 
@@ -49,16 +45,13 @@ _CHUNK = 200
 class RedisReservations:
     """`core.state.reservations.ReservationState` in Redis, with the building of a new state after a loss (`recover`).
 
-    `patience` is how many seconds an answer may take. It has to be more than a busy event loop takes to come round: by
-    then an answer may long be there.
+    `patience` is how many seconds an answer may take; see `Scripts`.
     """
 
-    def __init__(self, url: str, *, lease_seconds: float = 60.0, patience: float = 5.0) -> None:
-        self._url = url
+    def __init__(self, url: str, *, lease_seconds: float = 60.0, patience: float = 10.0) -> None:
         self._term = str(int(lease_seconds * 1000))
-        self._patience = patience
-        self._client: Redis | None = None
-        self._scripts: dict[str, AsyncScript] = {}
+        self._scripts = Scripts(url, patience)
+        self._run = self._scripts.run
         self.epoch = ""
         """The state that is known; another one means that it was lost meanwhile."""
 
@@ -196,65 +189,14 @@ class RedisReservations:
         return cast("dict[str, str]", found).get("maxmemory-policy")
 
     async def close(self) -> None:
-        if self._client is not None:
-            await self._client.aclose()
-            self._client = None
-
-    async def _run(self, name: str, keys: Sequence[str | bytes], arguments: Sequence[str | bytes]) -> Any:
-        """What the script says; Any because each says something else."""
-        client = self._connected()
-        script = self._scripts.get(name)
-        if script is None:
-            text = files("core.state").joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
-            script = self._scripts[name] = client.register_script(text)  # pyright: ignore[reportUnknownMemberType]
-        try:
-            return await script(keys=keys, args=arguments)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-        except Exception as error:
-            away = _away(error)
-            if away is None:
-                raise
-            raise away from error
+        await self._scripts.close()
 
     @asynccontextmanager
     async def _answering(self) -> "AsyncGenerator[Redis]":
         try:
-            yield self._connected()
+            yield self._scripts.client()
         except Exception as error:
-            away = _away(error)
-            if away is None:
-                raise
-            raise away from error
-
-    def _connected(self) -> "Redis":
-        if self._client is None:
-            from redis.asyncio import BlockingConnectionPool, Redis
-            from redis.asyncio.retry import Retry
-            from redis.backoff import NoBackoff
-            from redis.exceptions import ConnectionError
-
-            # Once more at once, since a connection that lay idle may have ended: every script may be run twice.
-            pool = BlockingConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-                self._url,
-                max_connections=_CONNECTIONS,
-                timeout=_QUEUE_SECONDS,
-                socket_timeout=self._patience,
-                socket_connect_timeout=self._patience,
-                socket_keepalive=True,
-                retry=Retry(NoBackoff(), 1, supported_errors=(ConnectionError,)),
-            )
-            self._client = Redis.from_pool(pool)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
-        return self._client
-
-
-def _away(error: Exception) -> StateAway | None:
-    """What it means that a call failed so; None where it is no failure of Redis's."""
-    from redis.exceptions import RedisError, ResponseError
-
-    if isinstance(error, ResponseError):  # out of memory, read-only, no permission
-        return StateAway(f"Redis refuses: {error}")
-    if isinstance(error, RedisError | OSError | TimeoutError):
-        return StateAway(f"Redis does not answer: {type(error).__name__}")
-    return None
+            raise away(error) or error from error
 
 
 def _amounts(record: bytes) -> dict[str, int]:

@@ -37,7 +37,7 @@ class Call:
 
     @property
     def streamed(self) -> bool:
-        return self.body.get("stream", False)
+        return self.body.get("stream", False) or ":stream" in self.path
 
 
 CHAT = {"model": "small", "messages": MESSAGES}
@@ -45,6 +45,7 @@ TEXT = {"model": "large", "prompt": PROMPT}
 RESPONSE = {"model": "small", "input": PROMPT}
 CLAUDE = {"model": "claude", "messages": MESSAGES, "max_tokens": 5}
 MESSAGE = {"model": "large", "messages": MESSAGES, "max_tokens": 50}
+GOOGLE = {"model": "small", "contents": [{"role": "user", "parts": [{"text": PROMPT}]}]}
 SHORT = "the quick brown fox jumps"
 
 CALLS = {
@@ -85,6 +86,12 @@ CALLS = {
     "message-stream-of-openai": Call(
         "/v1/messages", {**MESSAGE, "stream": True}, "messages", "/v1/responses", shows_cost=True
     ),
+    "generate-content": Call(
+        "/v1beta/models/small:generateContent", GOOGLE, "generate_content", "/v1/chat/completions"
+    ),
+    "generate-content-stream": Call(
+        "/v1beta/models/small:streamGenerateContent", GOOGLE, "generate_content", "/v1/chat/completions"
+    ),
 }  # fmt: skip
 
 
@@ -105,6 +112,8 @@ def text_of(endpoint: str, answer: dict[str, Any]) -> str:
         return "".join(part["text"] for item in answer["output"] for part in item.get("content", ()))
     if endpoint == "messages":
         return "".join(part["text"] for part in answer["content"])
+    if endpoint == "generate_content":
+        return text_of_event(answer)
     return ""
 
 
@@ -114,6 +123,8 @@ def text_of_event(event: dict[str, Any]) -> str:
         return event["delta"]
     if event.get("type") == "content_block_delta":
         return event["delta"]["text"]
+    if "candidates" in event:
+        return "".join(part["text"] for one in event["candidates"] for part in one["content"]["parts"])
     return "".join(
         choice.get("text") or choice.get("delta", {}).get("content") or "" for choice in event.get("choices", ())
     )
