@@ -1,6 +1,8 @@
 # Every target sets itself up: a virtual environment in .venv with uv inside it and locked dependencies.
 .PHONY: serve test check bench lock clean
 PYTHON ?= python3
+# Tests run side by side: most of their time goes by while a proxy starts or something is waited for.
+WORKERS ?= 2
 BIN := .venv/bin
 
 serve: .venv/ready
@@ -10,10 +12,10 @@ check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/pytest -q -m "not live"
+	$(BIN)/pytest -q -m "not live" -n $(WORKERS)
 
 test: .venv/ready
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 bench: .venv/ready
 	$(BIN)/python -m benchmarks

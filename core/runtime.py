@@ -84,6 +84,8 @@ class Runtime:
         self.price_version: str | None = None
         self.store: Store | None = None
         self.store_error: str | None = None
+        self.store_back_at: float | None = None
+        """When the store answered again after an error, by the monotonic clock; None where it never was away."""
         self.ledger: Ledger | None = None
         self.shared_url: str | None = None
         """Redis, once this has started; None where state is in memory."""
@@ -157,7 +159,7 @@ class Runtime:
     @property
     def counts_spending(self) -> bool:
         """Whether there is a budget that everything has to be charged to, or a tier that limits it."""
-        return self.snapshot.bounds_spending or len(self.snapshot.catalog) > 0
+        return self.snapshot.counts_spending
 
     def beside(self, work: Callable[[Store], Coroutine[None, None, None]]) -> None:
         """Have `work` done with the store for as long as this runs, until it is cancelled; to be said before `run`."""
@@ -215,6 +217,8 @@ class Runtime:
             await self.store.upgrade()
             if self.settings.shared_state.url is None and self._lock is None:
                 self._lock = await acquire_single_writer_lock(self.store, self.instance)
+            if self.store_error is not None:
+                self.store_back_at = time.monotonic()
             self.store_error = None
             await self._beat()
         except StoreLocked:

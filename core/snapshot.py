@@ -33,6 +33,11 @@ class Snapshot:
         object.__setattr__(self, "bounds_spending", bool(settings.tiers) or blocking)
 
     @property
+    def counts_spending(self) -> bool:
+        """Whether there is a budget that everything has to be charged to, or a tier that limits it."""
+        return self.bounds_spending or len(self.catalog) > 0
+
+    @property
     def access(self) -> TierAccess:
         return self.directory.access
 

@@ -35,6 +35,7 @@ async def admit(runtime: "Runtime", exchange: Exchange, auth: Any, data: dict[st
         raise
     context = exchange.context = _context(exchange, caller, data, claims)
     background.check(snapshot, exchange.endpoint, data)
+    _check_one_model(snapshot, exchange.endpoint, data)
     plan = rank(context, snapshot.policies, snapshot.access)
     allowed = [group for group in plan.candidates if await _key_may_use(exchange, group, plan)]
     if not allowed:
@@ -56,6 +57,15 @@ async def admit(runtime: "Runtime", exchange: Exchange, auth: Any, data: dict[st
         data["fallbacks"] = allowed[1:]
     elif snapshot.enforces_access and data.get("fallbacks"):
         await _check_fallbacks(exchange, data["fallbacks"])
+
+
+def _check_one_model(snapshot: "Snapshot", endpoint: str, data: Mapping[str, Any]) -> None:
+    """Refuse a list of models: LiteLLM asks all of them, and only one would be decided about and paid for."""
+    model = data.get("model")
+    if not snapshot.counts_spending or model is None or model in snapshot.policies:
+        return
+    if not isinstance(model, str) or (endpoint == "chat_completions" and "," in model):
+        raise BadField("model must be the name of one model while tiers or budgets are configured, not a list of them.")
 
 
 async def _enter(exchange: Exchange, context: RequestContext, data: dict[str, Any], allowed: Sequence[str]) -> None:

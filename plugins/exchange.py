@@ -194,7 +194,9 @@ class Exchange:
     def _read_receipt(self, attempt: Attempt) -> Receipt:
         try:
             if self.usage_seen is not None:
-                return receipt.of_usage(self.usage_seen, attempt.provider_model, self.call)
+                return receipt.of_usage(
+                    self.usage_seen, attempt.provider_model, self.call, deployment=attempt.deployment
+                )
             found = self._read_answer(attempt)
         except Exception:
             # Answers come in more shapes than we know; one we cannot read is charged its bound, and still delivered.
@@ -209,8 +211,8 @@ class Exchange:
         if self.endpoint == "batches" or receipt.goes_on(self.answer):
             return Receipt(UsageState.UNKNOWN)  # what it costs is known when it is over (plugins/batches)
         if hasattr(self.answer, "__aiter__"):
-            return receipt.of_chat_stream(self.answer, self.call)
-        return receipt.of_answer(self.answer, attempt.provider_model, self.call)
+            return receipt.of_chat_stream(self.answer, self.call, attempt.deployment)
+        return receipt.of_answer(self.answer, attempt.provider_model, self.call, attempt.deployment)
 
     async def left(self) -> None:
         """Returns when the client has left; to be asked only once the body is read."""

@@ -77,7 +77,7 @@ async def send(runtime: "Runtime", exchange: Exchange, attempt: Attempt, call: d
     if exchange.closed:
         raise compat.cannot_call("The request is over.", call)  # a guardrail refused it while LiteLLM got ready
     if exchange.spending is not None and exchange.asked is not None and budgets is not None:
-        if not await budgets.enforcement.send(exchange.spending, exchange.asked, attempt):
+        if not await budgets.enforcement.send(exchange.spending, exchange.asked, attempt, call):
             raise compat.cannot_call(f"The budgets do not pay for another attempt at {attempt.model}.", call)
         if attempt.reserved_nano:
             _write_down(runtime, exchange, call)

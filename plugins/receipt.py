@@ -25,15 +25,15 @@ class Receipt:
     from_cache: bool = False
 
 
-def of_answer(response: Any, model: str | None, call: Any) -> Receipt:
+def of_answer(response: Any, model: str | None, call: Any, deployment: str | None = None) -> Receipt:
     """The receipt of a complete answer of `model`; `call` is LiteLLM's logging object, which prices what the answer
-    does not."""
+    does not, except generateContent by the prices of a `deployment`'s own."""
     hidden = _hidden(response)
     if hidden.get("cache_hit") is True:
         return Receipt(UsageState.NONE, cost_nano=0, from_cache=True)
     usage = _field(response, "usage")
     if usage is None and (metadata := _field(response, usage_metadata.NAME)) is not None:
-        return _of_metadata(metadata, model, call, _price(call, response))
+        return _of_metadata(metadata, model, call, deployment, _price(call, response))
     if usage is not None and not _says_something(usage):
         # LiteLLM writes zeros where the provider reports nothing; no answer takes no tokens.
         return of_usage(_counted(response, call), model, call, UsageState.ESTIMATED)
@@ -43,16 +43,16 @@ def of_answer(response: Any, model: str | None, call: Any) -> Receipt:
     return _receipt(usage, cost)
 
 
-def _of_metadata(metadata: Any, model: str | None, call: Any, cost: float | None) -> Receipt:
+def _of_metadata(metadata: Any, model: str | None, call: Any, deployment: str | None, cost: float | None) -> Receipt:
     """The receipt of an answer to generateContent. `cost` is what LiteLLM makes of its form: in some versions and for
     some providers nothing, in others more than the tokens, where it was grounded in a search."""
     if not _says_something(metadata):
         return Receipt(UsageState.UNKNOWN)
-    found = of_usage(metadata, model, call)
+    found = of_usage(metadata, model, call, deployment=deployment)
     return found if not cost else replace(found, cost_nano=max(found.cost_nano or 0, nano_dollars(cost)))
 
 
-def of_chat_stream(stream: Any, call: Any) -> Receipt:
+def of_chat_stream(stream: Any, call: Any, deployment: str | None = None) -> Receipt:
     """The receipt of a chat or completion stream, as far as it has come.
 
     A provider's own report, wherever it stood among the chunks, counts as reported; without one LiteLLM counts what
@@ -63,18 +63,27 @@ def of_chat_stream(stream: Any, call: Any) -> Receipt:
     chunks: list[Any] = getattr(stream, "chunks", None) or []
     reported = next((usage for chunk in reversed(chunks) if (usage := getattr(chunk, "usage", None))), None)
     if reported is not None:
-        return of_usage(reported, getattr(stream, "model", None), call)
+        return of_usage(reported, _model_of(stream, call), call, deployment=deployment)
     if not chunks:
         return Receipt(UsageState.UNKNOWN)
     import litellm
 
     if not _anything_said(chunks):
         return Receipt(UsageState.UNKNOWN)
-    whole = litellm.stream_chunk_builder(chunks, messages=getattr(stream, "messages", None), logging_obj=call)
+    messages = getattr(stream, "messages", None)
+    whole = litellm.stream_chunk_builder(chunks, messages=messages, logging_obj=call)
     usage = getattr(whole, "usage", None)
-    if usage is None:
+    if usage is not None and not _says_something(usage) and messages:
+        usage = _count_of(messages, _texts(whole))  # behind generateContent LiteLLM makes zeros of what it is not told
+    if usage is None or not _says_something(usage):
         return Receipt(UsageState.UNKNOWN)
-    return of_usage(usage, getattr(stream, "model", None), call, UsageState.ESTIMATED)
+    return of_usage(usage, _model_of(stream, call), call, UsageState.ESTIMATED, deployment)
+
+
+def _model_of(stream: Any, call: Any) -> str | None:
+    """The stream's model, behind generateContent with its provider, since prices are looked for by both."""
+    model, provider = getattr(stream, "model", None), getattr(stream, "custom_llm_provider", None)
+    return f"{provider}/{model}" if model and provider and _is_generate_content(call) else model
 
 
 def _anything_said(chunks: list[Any]) -> bool:
@@ -115,13 +124,18 @@ def _wrapped(outer: Any) -> list[Any]:
     return [inner for name in ("inner", "completion_stream") if (inner := getattr(outer, name, None)) is not None]
 
 
-def of_usage(usage: Any, model: str | None, call: Any, state: str = UsageState.REPORTED) -> Receipt:
-    """The receipt of a usage block in any of the three dialects, priced by LiteLLM as a call of `model`."""
+def of_usage(
+    usage: Any, model: str | None, call: Any, state: str = UsageState.REPORTED, deployment: str | None = None
+) -> Receipt:
+    """The receipt of a usage block in any of the dialects, priced by LiteLLM as a call of `model`; generateContent by
+    the `deployment`'s own prices, where it has some."""
     plain = _receipt(usage, None, state)
     import litellm
 
     priced = litellm.ModelResponse(model=model, usage=chat_usage(usage))
-    cost = _price(call, priced)
+    cost = _own_price(priced, model, deployment) if _is_generate_content(call) else None
+    if cost is None:
+        cost = _price(call, priced)
     return Receipt(
         plain.usage,
         plain.input_tokens,
@@ -200,14 +214,26 @@ def _receipt(usage: Any, cost: float | None, state: str = UsageState.REPORTED) -
 
 def _counted(response: Any, call: Any) -> dict[str, int]:
     """Usage as LiteLLM's tokenizer counts it, from the request and from the text of the answer."""
+    asked = call.model_call_details.get("messages") or call.model_call_details.get("input") or ""
+    return _count_of(asked, _texts(response))
+
+
+def _texts(response: Any) -> list[str]:
+    """What a chat or a completion says, calls of tools included."""
+    texts: list[str] = []
+    for choice in _field(response, "choices") or []:
+        message = _field(choice, "message")
+        if text := _field(message, "content") or _field(choice, "text"):
+            texts.append(text)
+        for tool in _field(message, "tool_calls") or []:
+            function = _field(tool, "function")
+            texts.append(f"{_field(function, 'name')}{_field(function, 'arguments')}")
+    return texts
+
+
+def _count_of(asked: Any, texts: list[str]) -> dict[str, int]:
     import litellm
 
-    asked = call.model_call_details.get("messages") or call.model_call_details.get("input") or ""
-    texts = [
-        text
-        for choice in _field(response, "choices") or []
-        if (text := _field(_field(choice, "message"), "content") or _field(choice, "text"))
-    ]
     messages = asked if isinstance(asked, list) and all(isinstance(item, dict) for item in asked) else None
     plain = None if messages else " ".join(map(str, asked)) if isinstance(asked, list) else str(asked)
     return {
@@ -255,6 +281,24 @@ def _price(call: Any, result: Any) -> float | None:
     calculate = getattr(call, "response_cost_calculator", None) or call._response_cost_calculator
     try:
         return calculate(result=result)
+    except Exception:  # an unpriced model must not fail its request
+        return None
+
+
+def _is_generate_content(call: Any) -> bool:
+    return "generate_content" in str(getattr(call, "call_type", ""))
+
+
+def _own_price(result: Any, model: str | None, deployment: str | None) -> float | None:
+    """What the deployment's own prices make of it: LiteLLM looks for these everywhere but behind generateContent. None
+    where it has none."""
+    import litellm
+
+    own = litellm.model_cost.get(deployment or "", {})
+    if not any("cost_per_" in name and value for name, value in own.items()):
+        return None
+    try:
+        return litellm.completion_cost(result, model=model, custom_pricing=True, router_model_id=deployment)
     except Exception:  # an unpriced model must not fail its request
         return None
 

@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 
 SETTLED_AFTER = 60.0
 """Seconds after which every worker knows a new budget, and the events of those that did not are in the store."""
+_FLUSHED_FOR = 1.0
+"""Seconds for which the events of this worker count as written: budgets whose periods begin together flush once."""
 _FAR_MS = 1 << 62
 
 Standings = Callable[[Sequence[str]], Awaitable[Mapping[str, "Standing"]]]
+Flush = Callable[[], Awaitable[bool]]
 Put = Callable[[Sequence[Balance], Mapping[str, int | None]], Awaitable[None]]
 
 
@@ -30,18 +33,26 @@ class _SecondLook:
 
 
 class Opening:
-    """`standings` are those of shared state by account key, `put` tells it of balances; `clock` gives Unix seconds.
+    """`standings` are those of shared state by account key, `put` tells it of balances; `clock` gives Unix seconds;
+    `flush` has what this worker knows written into the store, as far as that is possible.
 
     Every method raises StoreError while the store cannot be used, and StateAway while shared state cannot.
     """
 
     def __init__(
-        self, repository: "BudgetRepository", standings: Standings, put: Put, clock: Callable[[], float]
+        self,
+        repository: "BudgetRepository",
+        standings: Standings,
+        put: Put,
+        clock: Callable[[], float],
+        flush: Flush | None = None,
     ) -> None:
         self._repository = repository
         self._standings = standings
         self._put = put
         self._clock = clock
+        self._flush = flush
+        self._flushed_at = float("-inf")
         self._looked_back: set[tuple[str, int]] = set()
         self._second_looks: list[_SecondLook] = []
         self._looking = asyncio.Lock()
@@ -85,9 +96,16 @@ class Opening:
             if key in self._looked_back:
                 return
             if await self._repository.backfilled(*key) is None:
+                await self._write_what_is_known()
                 await self._backfill(terms, period)
                 self._second_looks.append(_SecondLook(terms, period, self._clock() + SETTLED_AFTER))
             self._looked_back.add(key)
+
+    async def _write_what_is_known(self) -> None:
+        """What was spent without the budget counts, and may not be in the store yet."""
+        if self._flush is not None and self._clock() >= self._flushed_at + _FLUSHED_FOR:
+            await self._flush()
+            self._flushed_at = self._clock()
 
     async def _backfill(self, terms: BudgetTerms, period: Period) -> list[Balance]:
         models = self.catalog.models_of(terms) if terms.coverage.models else ()

@@ -21,7 +21,7 @@ def check(snapshot: "Snapshot", endpoint: str, data: Mapping[str, Any]) -> None:
     late to reserve for it."""
     if endpoint != "responses" or not _in_background(data) or not compat.answers_by_polling():
         return
-    if snapshot.bounds_spending or len(snapshot.catalog):
+    if snapshot.counts_spending:
         raise CostUnbounded(
             "background: true cannot be used while budgets or tiers are configured and LiteLLM answers such requests "
             "from its cache: switch polling_via_cache off, or ask in the foreground."

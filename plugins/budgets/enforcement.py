@@ -1,7 +1,7 @@
 """Budgets on the way of a request: what an attempt can cost at most is reserved before it, or it is not made."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,7 +15,7 @@ from plugins.budgets.bound import Bound, bound
 from plugins.budgets.exact import exact_input_tokens
 from plugins.budgets.expected import ExpectedOutput
 from plugins.budgets.extra_body import merge_extra_body
-from plugins.budgets.output_limit import read_output_limit, set_output_limit
+from plugins.budgets.output_limit import copies, count, read_output_limit, set_output_limit
 from plugins.budgets.prices import GroupPrices
 from plugins.budgets.spending import Reservation, Spending
 
@@ -151,11 +151,17 @@ class Enforcement:
         found = self._bound(spending, asked, group)
         limit = read_output_limit(asked.endpoint, asked.body)
         tokens = limit if limit is not None and self._group_of(group).takes_limit else _most(found)
-        return await self._reserve(spending, group, charges, found, [tokens]) is None
+        return await self._reserve(spending, asked, group, charges, found, [tokens]) is None
 
-    async def send(self, spending: Spending, asked: Asked, attempt: Attempt) -> bool:
+    async def send(
+        self, spending: Spending, asked: Asked, attempt: Attempt, call: Mapping[str, Any] | None = None
+    ) -> bool:
         """The attempt is about to be sent: whether it is still paid for, or can be again. Notes what it is charged
-        to."""
+        to.
+
+        `call` is what LiteLLM sends, which has fields of its own where a fallback in the configuration brings some: one
+        that asks for more than was reserved for is not paid for.
+        """
         group = attempt.model
         attempt.accounts = tuple(charge.account.key for charge in spending.charges(group))
         for _ in range(2):
@@ -164,6 +170,8 @@ class Enforcement:
             reservation = spending.reservation
             if reservation is None:
                 return True
+            if call is not None and _asks_for_more(asked.endpoint, call, reservation):
+                return False
             if await self._books.sent(reservation.lease):
                 reservation.sent = True
                 attempt.reserved_nano = reservation.amount_nano
@@ -184,12 +192,12 @@ class Enforcement:
         limits = self._limits(asked, group, found)
         if self._is_near(charges, found.cost(limits[-1] or 0)):
             found = await self._counted(spending, asked, group, found)
-        refusal = await self._reserve(spending, group, charges, found, limits)
+        refusal = await self._reserve(spending, asked, group, charges, found, limits)
         if refusal is not None and refusal.worth_counting:
             counted = await self._counted(spending, asked, group, found)
             if counted is not found:
                 found = counted
-                refusal = await self._reserve(spending, group, charges, found, limits)
+                refusal = await self._reserve(spending, asked, group, charges, found, limits)
         if refusal is not None and self._least_tokens is not None and asked_nothing(found):
             refusal = await self._what_is_left(spending, asked, group, charges, found, refusal)
         if refusal is None:
@@ -213,7 +221,7 @@ class Enforcement:
         tokens = found.tokens_for(refusal.left_nano)
         if tokens < self._least_tokens:
             return refusal
-        again = await self._reserve(spending, group, charges, found, [tokens])
+        again = await self._reserve(spending, asked, group, charges, found, [tokens])
         if again is None:
             asked.clamped = tokens
         return again
@@ -246,6 +254,7 @@ class Enforcement:
     async def _reserve(
         self,
         spending: Spending,
+        asked: Asked,
         group: str,
         charges: tuple[Charge, ...],
         found: Bound,
@@ -270,7 +279,13 @@ class Enforcement:
             return _Refusal(charges, outcome.standings, tuple(claim.amounts[-1] for claim in claims))
         amounts = tuple(claim.amounts[outcome.level] for claim in claims)
         priced = self._group_of(group).prices.priced
-        spending.reserved(Reservation(lease, group, charges, amounts, outcome.standings, priced), outcome.level)
+        reservation = Reservation(lease, group, charges, amounts, outcome.standings, priced)
+        if not unbounded:
+            if found.output_atto and self._group_of(group).takes_limit:
+                reservation.tokens = limits[outcome.level]
+            preset = count(self._group_of(group).prices.preset.get("n"))
+            reservation.copies = max(found.copies, copies(asked.body), preset)
+        spending.reserved(reservation, outcome.level)
         return None
 
     def _stopped(self, spending: Spending, group: str) -> RequestRefused | None:
@@ -314,6 +329,14 @@ class Enforcement:
     def _bound_of(self, asked: Asked, group: str, exact: int | None = None) -> Bound:
         prices = self._group_of(group).prices
         return bound(asked.endpoint, asked.body, asked.body_bytes, prices, input_tokens=exact)
+
+
+def _asks_for_more(endpoint: str, call: Mapping[str, Any], reservation: Reservation) -> bool:
+    """Whether a call has a higher output limit, or is for more answers, than is reserved for."""
+    limit = read_output_limit(endpoint, call)
+    if reservation.tokens is not None and limit is not None and limit > reservation.tokens:
+        return True
+    return reservation.copies is not None and copies(call) > reservation.copies
 
 
 def asked_nothing(found: Bound) -> bool:

@@ -38,6 +38,8 @@ _LOG = logging.getLogger("orchestration.budgets")
 _LOOK_EVERY = 5.0
 _PRICES_FOR = 30.0
 _GONE_SECONDS = 30.0
+_SEEN_AGAIN_AFTER = 10.0
+"""Seconds after the store is back by which every worker has beaten: twice what lies between two beats."""
 _FLUSH_WITHIN = 10.0
 _BEGINS_WITHIN = 5.0
 _RECONCILE_EVERY = 60.0
@@ -134,7 +136,9 @@ class Budgets:
             allotment=0.0 if runtime.shared_url is None else settings.reservations.allotment,
             lease_seconds=settings.reservations.lease_seconds,
         )
-        self.opening = Opening(store.budgets, state.standings, partial(state.put, opens=OPENS_NOTHING), runtime.clock)
+        self.opening = Opening(
+            store.budgets, state.standings, partial(state.put, opens=OPENS_NOTHING), runtime.clock, self.flush
+        )
         self._enforcement = Enforcement(
             books,
             self.expected,
@@ -186,6 +190,10 @@ class Budgets:
     async def living(self) -> Sequence[str]:
         store = self._runtime.store
         assert store is not None
+        back_at = self._runtime.store_back_at
+        if back_at is not None and time.monotonic() < back_at + _SEEN_AGAIN_AFTER:
+            # Nobody could be seen while it was away; who is there has to say so first.
+            raise StoreError("the store was away until a moment ago; which workers live is not known yet")
         live = await store.instances.live(_GONE_SECONDS)
         here = socket.gethostname()
         return [one.instance for one in live if one.host != here or _runs(one.pid)]

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 @dataclass(slots=True)
 class Reservation:
     """What is reserved for one attempt at one group, in the accounts that are enforced. `priced` is False where nothing
-    prices a deployment of the group."""
+    prices a deployment of the group. `tokens` is the output limit that has to be sent, None where the amount
+    does not depend on it; `copies` is how many answers are paid for."""
 
     lease: str
     group: str
@@ -26,6 +27,8 @@ class Reservation:
     amounts: tuple[int, ...]
     standings: tuple[Standing, ...]
     priced: bool = True
+    tokens: int | None = None
+    copies: int | None = None
     sent: bool = False
 
     @property

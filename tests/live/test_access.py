@@ -347,7 +347,7 @@ class TestRefusedRoutes:
             "/openai_passthrough/v1/chat/completions",
             "/openai/v1/threads",
             "/anthropic/v1/messages",
-            "/v1/batches",
+            "/openai/v1/batches",
             "/vllm/x",
         ],
     )

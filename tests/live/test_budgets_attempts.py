@@ -203,6 +203,16 @@ class TestFallbacks:
         gateway.books.recorded(2)
         assert gateway.accounts.spent("roomy", user) == gateway.billed_nano
 
+    @pytest.mark.parametrize("models", ["small,large", ["small", "large"]], ids=str)
+    def test_a_list_of_models_is_refused(self, models: Any, gateway: Budgeted):
+        """LiteLLM would ask all of them at once."""
+        answer = gateway.ask(CHAT, chat(models), "roomy")
+        assert answer.status_code == 400, answer.text
+        if isinstance(models, str):
+            assert answer.json()["error"]["code"] == "invalid_field"
+            assert gateway.event(answer).attempts == []
+        assert gateway.provider.attempts == []
+
 
 class TestAtTheLimit:
     @pytest.mark.parametrize("stream", [False, True])

@@ -37,7 +37,7 @@ class Call:
 
     @property
     def streamed(self) -> bool:
-        return self.body.get("stream", False) or ":stream" in self.path
+        return self.body.get("stream", False)
 
 
 CHAT = {"model": "small", "messages": MESSAGES}
@@ -88,9 +88,6 @@ CALLS = {
     ),
     "generate-content": Call(
         "/v1beta/models/small:generateContent", GOOGLE, "generate_content", "/v1/chat/completions"
-    ),
-    "generate-content-stream": Call(
-        "/v1beta/models/small:streamGenerateContent", GOOGLE, "generate_content", "/v1/chat/completions"
     ),
 }  # fmt: skip
 
@@ -246,6 +243,14 @@ class TestUsage:
     def test_several_choices_are_paid_for(self, gateway: Gateway):
         event = gateway.event(gateway.chat("small", n=3))
         assert (event.output_tokens, event.cost_nano) == (24, cost_nano("small", 4, 24))
+
+    def test_a_stream_of_googles_form_that_litellm_translates_is_estimated(self, gateway: Gateway):
+        answer = gateway.post("/v1beta/models/small:streamGenerateContent", GOOGLE)
+        assert "".join(map(text_of_event, events(answer))) == ANSWER
+        event = gateway.event(answer)
+        assert event.usage == "estimated"
+        assert (event.input_tokens >= 4, event.output_tokens) == (True, 8)
+        assert event.cost_nano == cost_nano("small", event.input_tokens, event.output_tokens)
 
     @pytest.mark.parametrize("stream", [False, True])
     def test_a_provider_that_reports_nothing_is_estimated(self, stream: bool, gateway: Gateway):

@@ -122,7 +122,7 @@ def test_no_engine_survives_the_killed_proxy(proxy: ProxyProcess):
     assert engines
     proxy.kill()
     assert not any(processes.lives(engine) for engine in engines)
-    assert not processes.answers(proxy.port)
+    eventually_sync(lambda: not processes.answers(proxy.port), within=5)
 
 
 # ---- The bridge by itself ----

@@ -14,7 +14,8 @@ from fastapi import Request
 from core.asgi import Message
 from core.errors import BodyTooLarge
 from plugins.batches.messages import Held, bounded, form, read_body, replay, rewritten
-from plugins.batches.service import id_in
+from plugins.batches.service import fingerprint, id_in
+from plugins.budgets.prices import GroupPrices
 from plugins.routes import ROUTES, Handling
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,19 +137,25 @@ async def test_an_error_is_not_read_as_what_was_asked_for():
     assert held.json() == {}
 
 
-FINGERPRINT = """
+PRICES = {"input_cost_per_token": 1e-6, "output_cost_per_token": 2e-6, "input_cost_per_query": 1e-3}
+DEPLOYMENT = {"litellm_params": {"model": "openai/x"}}
+ANOTHER_PROCESS = f"""
 from plugins.batches.service import fingerprint
 from plugins.budgets.prices import GroupPrices
-prices = {"input_cost_per_token": 1e-6, "output_cost_per_token": 2e-6, "input_cost_per_query": 1e-3}
-print(fingerprint(GroupPrices.of([{"litellm_params": {"model": "openai/x"}, "model_info": prices}], {})))
+print(fingerprint(GroupPrices.of([{DEPLOYMENT | {"model_info": PRICES}}], {{}})))
 """
 
 
 def test_the_same_prices_have_the_same_name_in_every_process_and_others_another():
-    def name(seed: str, script: str = FINGERPRINT) -> str:
-        env = {**os.environ, "PYTHONHASHSEED": seed}
-        return subprocess.run(
-            [sys.executable, "-c", script], env=env, cwd=ROOT, check=True, capture_output=True, text=True
-        ).stdout.splitlines()[-1]
+    def name(**prices: float) -> str:
+        return fingerprint(GroupPrices.of([{**DEPLOYMENT, "model_info": PRICES | prices}], {}))
 
-    assert name("1") == name("2") != name("1", FINGERPRINT.replace("2e-6", "3e-6"))
+    there = subprocess.run(
+        [sys.executable, "-c", ANOTHER_PROCESS],
+        env={**os.environ, "PYTHONHASHSEED": "1"},
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert there.stdout.splitlines()[-1] == name() != name(output_cost_per_token=3e-6)

@@ -268,6 +268,39 @@ class TestAttempts:
             while books._settling:
                 await asyncio.sleep(0)
 
+    @pytest.mark.parametrize(
+        ("sent", "paid"),
+        [
+            ({"max_tokens": 100}, True),
+            ({"max_tokens": 60}, True),
+            ({"max_tokens": 101}, False),
+            ({"max_tokens": 100, "max_completion_tokens": 4000}, False),
+            ({"max_tokens": 100, "extra_body": {"max_tokens": 4000}}, False),
+            ({"max_tokens": 100, "n": 1}, True),
+            ({"max_tokens": 100, "n": 2}, False),
+        ],
+        ids=str,
+    )
+    async def test_what_asks_for_more_than_was_reserved_is_not_sent(
+        self, books: Books, sent: dict[str, Any], paid: bool
+    ) -> None:
+        desk = Desk(books, {"total_budget": output(4000) * GENEROUS})
+        _, spending, asked = await desk.admit("large", asked=desk.asked(max_tokens=100))
+        attempt = Attempt(1, "large")
+        assert await desk.enforcement.send(spending, asked, attempt, {**asked.body, **sent}) is paid
+        assert (attempt.reserved_nano > 0) is paid
+
+    async def test_a_limit_that_is_reserved_for_anyway_may_be_any(self, books: Books) -> None:
+        """The model takes no limit, so all it can say is reserved."""
+        desk = Desk(books, {"total_budget": output(4000) * GENEROUS})
+        _, spending, asked = await desk.admit("deaf", asked=desk.asked(max_tokens=9000))
+        assert await desk.enforcement.send(spending, asked, Attempt(1, "deaf"), asked.body)
+
+    async def test_the_answers_that_were_asked_for_are_sent(self, books: Books) -> None:
+        desk = Desk(books, {"total_budget": output(4000) * GENEROUS})
+        _, spending, asked = await desk.admit("large", asked=desk.asked(max_tokens=100, n=3))
+        assert await desk.enforcement.send(spending, asked, Attempt(1, "large"), asked.body)
+
     async def test_the_header_tells_what_the_tightest_budget_has_left(self, books: Books) -> None:
         desk = Desk(books, {"total_budget": 10_000_000}, {"total_budget": 5_000_000})
         _, spending, asked = await desk.admit("large", asked=desk.asked(max_tokens=100))
