@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,6 +16,7 @@ from tests.support.gateway import KEYS, MESSAGES, OURS, Gateway, cost_nano, key_
 from tests.support.litellm_database import LiteLLMDatabase, LiteLLMDatabases
 from tests.support.provider import FakeProvider
 from tests.support.proxy import HiddenKey, ProxyProcess
+from tests.support.secret_proxy import MANAGER, FileVault
 
 pytestmark = pytest.mark.live
 
@@ -258,3 +260,28 @@ class TestAdministration:
                 for path in ("status", "secrets", "secrets/audit"):
                     assert client.get(f"/orchestration/{path}").status_code == status, (role, path)
                 assert client.post("/orchestration/secrets/refresh").status_code == changing, role
+
+
+def test_the_databases_address_may_be_a_reference(
+    provider: FakeProvider, litellm_database: LiteLLMDatabase, tmp_path: Path
+) -> None:
+    vault = FileVault(tmp_path)
+    vault.put(LITELLM_DATABASE=litellm_database.url, OPENAI="sk-provider")
+    config = {
+        **OURS,
+        "model_list": [model("small", provider.url, api_key="os.environ/env://OPENAI")],
+        "general_settings": {
+            "master_key": "os.environ/LITELLM_MASTER_KEY",
+            "database_url": "os.environ/env://LITELLM_DATABASE",
+            **MANAGER,
+        },
+        "orchestration": {"secrets": {"providers": {"local": {"file": str(vault.path)}}}},
+    }
+    environ = {name: value for name, value in litellm_database.env.items() if name != "DATABASE_URL"}
+    with ProxyProcess(config, env=environ) as proxy:
+        with proxy.client() as admin:
+            key = admin.post("/key/generate", json={"models": ["small"]}).raise_for_status().json()["key"]
+        with proxy.client(key) as client:
+            answer = client.post("/v1/chat/completions", json={"model": "small", "messages": MESSAGES})
+        assert answer.status_code == 200, answer.text
+        assert litellm_database.url not in proxy.log_text()
