@@ -99,6 +99,7 @@ class Scripts:
         text, digest = _script(name)
         for _ in range(_REDIRECTIONS):
             client: Any = self.client()
+            node = self._node
             try:
                 try:
                     return await client.evalsha(digest, len(keys), *keys, *arguments)
@@ -107,9 +108,10 @@ class Scripts:
             except MovedError as moved:
                 await self._go_to((str(moved.host), moved.port))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
             except ConnectionError:
-                if self._node is None:
-                    raise
-                await self._go_to(None)  # it may be another one's by now
+                if self._node == node:  # else others have gone elsewhere meanwhile, and closed this connection
+                    if node is None:
+                        raise
+                    await self._go_to(None)  # the keys may be another one's by now
         raise StateAway("the nodes of the Redis Cluster send each other its keys")
 
     async def _go_to(self, node: tuple[str, int] | None) -> None:
@@ -135,6 +137,7 @@ class Scripts:
         except Exception as error:
             for one in company:
                 _fail(one, error)
+            await self._go_to(None)
         finally:
             self._under_way -= 1
             self._go_on()
