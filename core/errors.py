@@ -137,3 +137,45 @@ class BudgetsUnavailable(RequestRefused):
     status = 503
     type = "service_unavailable"
     code = "budgets_unavailable"
+
+
+class NotFound(RequestRefused):
+    """There is nothing of this id, or it is somebody else's, which is not told apart."""
+
+    status = 404
+    code = "not_found"
+
+
+class Unsupported(RequestRefused):
+    """Something about the request that cannot be paid for in advance."""
+
+    code = "not_supported"
+
+
+class IdTaken(RequestRefused):
+    """The id stands for something else that was done."""
+
+    status = 409
+    code = "id_taken"
+
+
+class StaleEntry(RequestRefused):
+    """Somebody else changed the entry since the caller read it."""
+
+    status = 412
+    code = "stale"
+
+
+class IfMatchRequired(RequestRefused):
+    """An entry that exists is only changed by callers who say which state of it they know."""
+
+    status = 428
+    code = "if_match_required"
+
+
+class AlertNotSent(RequestRefused):
+    """A channel did not take a message."""
+
+    status = 502
+    type = "service_unavailable"
+    code = "alert_not_sent"

@@ -25,3 +25,9 @@ def format_dollars(nano: int) -> str:
     sign = "-" if nano < 0 else ""
     whole, fraction = divmod(abs(nano), NANO_PER_DOLLAR)
     return f"{sign}{whole}.{fraction:09d}"
+
+
+def short_dollars(nano: int) -> str:
+    """Exact dollars with at least two decimals and no more than needed, for people: ``0.50``, ``0.0000033``."""
+    whole, _, fraction = format_dollars(nano).partition(".")
+    return f"{whole}.{fraction.rstrip('0').ljust(2, '0')}"

@@ -153,10 +153,6 @@ class Runtime:
         return self.overlay.disabled
 
     @property
-    def bounds_spending(self) -> bool:
-        return self.snapshot.bounds_spending
-
-    @property
     def counts_spending(self) -> bool:
         """Whether there is a budget that everything has to be charged to, or a tier that limits it."""
         return self.snapshot.counts_spending

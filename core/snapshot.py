@@ -23,19 +23,14 @@ class Snapshot:
     version: int
     loaded_at: float
     enforces_access: bool = field(init=False)
-    bounds_spending: bool = field(init=False)
+    counts_spending: bool = field(init=False)
+    """Whether there is a budget that everything has to be charged to, or a tier that limits it."""
 
     def __post_init__(self) -> None:
         settings = self.settings
         declared = bool(settings.tiers or settings.routing.policies or settings.keys)
         object.__setattr__(self, "enforces_access", declared)
-        blocking = any(budget.at_limit == "block" for budget in settings.budgets)
-        object.__setattr__(self, "bounds_spending", bool(settings.tiers) or blocking)
-
-    @property
-    def counts_spending(self) -> bool:
-        """Whether there is a budget that everything has to be charged to, or a tier that limits it."""
-        return self.bounds_spending or len(self.catalog) > 0
+        object.__setattr__(self, "counts_spending", bool(settings.tiers or settings.budgets))
 
     @property
     def access(self) -> TierAccess:

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from core.audit import AuditRecord, Outcome
-from core.errors import BadField
+from core.errors import AlertNotSent, BadField, NotFound
 from core.runtime import Runtime
 from core.settings.finding import shown_name
 from core.settings.validation import nearest
@@ -15,7 +15,6 @@ from core.store.alerts import Delivery
 from plugins.admin.access import Changer, Reader, actor_of, answered, ready
 from plugins.admin.entries import json_body
 from plugins.admin.paging import limit_of
-from plugins.admin.refusals import AlertNotSent, EntryNotFound
 from plugins.alerts.message import NotSent
 from plugins.alerts.service import Alerts
 from plugins.budgets.refusals import moment
@@ -48,11 +47,11 @@ async def dead(runtime: Runtime, query: Mapping[str, str]) -> dict[str, Any]:
 
 
 async def resend(runtime: Runtime, delivery_id: str, actor: str) -> dict[str, Any]:
-    """Have a message tried again from the beginning. Raises EntryNotFound for one that was not given up."""
+    """Have a message tried again from the beginning. Raises NotFound for one that was not given up."""
     await ready(runtime)
     assert runtime.store is not None
     if not await runtime.store.alerts.resend(delivery_id):
-        raise EntryNotFound(
+        raise NotFound(
             f"No message {shown_name(delivery_id[:200])!r} was given up; GET /orchestration/alerts/dead lists those."
         )
     await _note(runtime, actor, "alert.resend", f"alerts/{delivery_id}", "ok")
@@ -60,7 +59,7 @@ async def resend(runtime: Runtime, delivery_id: str, actor: str) -> dict[str, An
 
 
 async def test(runtime: Runtime, alerts: Alerts, request: Request, actor: str) -> dict[str, Any]:
-    """Send a message to the body's `channel`. Raises EntryNotFound for one that is not configured, and AlertNotSent
+    """Send a message to the body's `channel`. Raises NotFound for one that is not configured, and AlertNotSent
     with what went wrong."""
     body = await json_body(request)
     channel = body.get("channel")
@@ -70,7 +69,7 @@ async def test(runtime: Runtime, alerts: Alerts, request: Request, actor: str) -
     channels = runtime.settings.alerts.channels
     if channel not in channels:
         hint = nearest(channel, tuple(channels))
-        raise EntryNotFound(f"alerts.channels has no {shown_name(channel[:200])!r}{hint}.")
+        raise NotFound(f"alerts.channels has no {shown_name(channel[:200])!r}{hint}.")
     try:
         await alerts.test(channel)
     except NotSent as error:

@@ -13,7 +13,7 @@ from fastapi.responses import Response
 from core.audit import AuditRecord
 from core.budgets import Account, Balance, BudgetTerms, Charge, Per
 from core.budgets.coverage import bare_hash
-from core.errors import BadField, BudgetsUnavailable, StoreUnavailable
+from core.errors import BadField, BudgetsUnavailable, IdTaken, NotFound, StoreUnavailable
 from core.ids import new_request_id
 from core.money import format_dollars, nano_dollars, to_dollars
 from core.runtime import Runtime
@@ -24,7 +24,6 @@ from plugins.admin.access import AnyKey, Changer, Reader, actor_of, answered, re
 from plugins.admin.entries import json_body
 from plugins.admin.explain import explain
 from plugins.admin.paging import limit_of
-from plugins.admin.refusals import EntryNotFound, IdTaken
 from plugins.admin.standing import Standings, charge_of, paused, period_of, service, shown
 from plugins.budgets.refusals import moment
 
@@ -77,7 +76,7 @@ def _add_action(router: APIRouter, budgets: "Budgets", word: str, action: Action
 
 @dataclass(slots=True)
 class Budgets:
-    """The budgets in force, as administrators see and change them. Every method raises EntryNotFound for a budget that
+    """The budgets in force, as administrators see and change them. Every method raises NotFound for a budget that
     is not there, BadField for what cannot be understood, and StoreError while the store does not answer."""
 
     runtime: Runtime
@@ -270,7 +269,7 @@ class Budgets:
         terms = catalog.budget(budget_id)
         if terms is None:
             hint = nearest(budget_id, tuple(one.budget_id for one in catalog))
-            raise EntryNotFound(f"There is no budget {shown_name(budget_id[:_LONGEST_ID])!r}{hint}.")
+            raise NotFound(f"There is no budget {shown_name(budget_id[:_LONGEST_ID])!r}{hint}.")
         return terms
 
     def _tell(self) -> None:

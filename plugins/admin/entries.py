@@ -10,7 +10,7 @@ import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from core.errors import BadField, BodyTooLarge, ConfigError
+from core.errors import BadField, BodyTooLarge, ConfigError, IfMatchRequired, NotFound, StaleEntry
 from core.live_overlay import Change
 from core.overlay import DISABLED, PLACES, entries_of
 from core.runtime import Runtime
@@ -20,7 +20,6 @@ from core.settings.validation import nearest
 from plugins.admin.access import Changer, Reader, actor_of, answered, ready
 from plugins.admin.paging import limit_of
 from plugins.admin.public import public, written_secrets
-from plugins.admin.refusals import EntryNotFound, IfMatchRequired, StaleEntry
 
 KINDS = {
     "budgets": "budget",
@@ -105,7 +104,7 @@ class Entries:
         return {self.section: shown, "next_cursor": page[-1][0] if more else None}
 
     async def read(self, name: str) -> Response:
-        """One entry. Raises EntryNotFound."""
+        """One entry. Raises NotFound."""
         await ready(self.runtime)
         entry = self._present(name)
         if entry is None:
@@ -135,7 +134,7 @@ class Entries:
         return self._answer(name, 201 if created else 200)
 
     async def delete(self, name: str, request: Request, actor: str) -> Response:
-        """Take an entry away, or back to what config.yaml says. Raises EntryNotFound, StaleEntry, IfMatchRequired, and
+        """Take an entry away, or back to what config.yaml says. Raises NotFound, StaleEntry, IfMatchRequired, and
         BadField where others need it."""
         reverts = _flag("revert", request.query_params.get("revert", "false"))
         conditions = Conditions.of(request)
@@ -164,7 +163,7 @@ class Entries:
         return JSONResponse({"id": name, "deleted": True})
 
     async def switch(self, name: str, enable: bool, actor: str) -> Response:
-        """Have a deployment take requests, or not. Raises EntryNotFound."""
+        """Have a deployment take requests, or not. Raises NotFound."""
 
         def propose() -> Change | None:
             if self._present(name) is None:
@@ -187,9 +186,9 @@ class Entries:
     def _subject(self, name: str) -> str:
         return f"{self.section}/{name}"
 
-    def _missing(self, name: str) -> EntryNotFound:
+    def _missing(self, name: str) -> NotFound:
         hint = nearest(name, tuple(entries_of(self.runtime.document, self.section)))
-        return EntryNotFound(f"There is no {self.noun} {shown_name(name[:_LONGEST_ID])!r}{hint}.")
+        return NotFound(f"There is no {self.noun} {shown_name(name[:_LONGEST_ID])!r}{hint}.")
 
     def _shown(self, name: str, entry: Any) -> dict[str, Any]:
         changed = self.runtime.overlay.has(self.section, name)

@@ -1,21 +1,6 @@
 """What a client is told about a file or batch that it cannot use."""
 
-from typing import ClassVar
-
-from core.errors import RequestRefused
-
-
-class NotFound(RequestRefused):
-    """There is no such file or batch, or it is somebody else's, which is not told apart."""
-
-    status: ClassVar[int] = 404
-    code: ClassVar[str] = "not_found"
-
-
-class Unsupported(RequestRefused):
-    """Something about the request that cannot be paid for in advance."""
-
-    code: ClassVar[str] = "not_supported"
+from core.errors import NotFound
 
 
 def no_file(file_id: str) -> NotFound:

@@ -26,10 +26,12 @@ from core.errors import (
     BudgetsUnavailable,
     CostUnbounded,
     ModelNotAllowed,
+    NotFound,
     NotReady,
     RequestRefused,
     StoreError,
     StoreUnavailable,
+    Unsupported,
 )
 from core.settings.models import AtLimit
 from core.store.batches import BatchFile, Job, JobKind, Owner, Purpose
@@ -46,7 +48,7 @@ from plugins.batches.messages import (
     send_json,
     send_refusal,
 )
-from plugins.batches.refusals import NotFound, Unsupported, no_batch, no_file
+from plugins.batches.refusals import no_batch, no_file
 from plugins.budgets.enforcement import Asked
 from plugins.budgets.prices import GroupPrices
 from plugins.budgets.rates import ATTO_PER_NANO

@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 from core.alerts import Alert
 from core.budgets import Account, Balance, BudgetTerms, Catalog
 from core.errors import BudgetExceeded
-from core.money import format_dollars, to_dollars
+from core.money import format_dollars, short_dollars
 from core.settings.models import AlertEvent
 from plugins.alerts.forecast import forecast_alert
 
@@ -111,7 +111,7 @@ def _about(
     return Alert(
         event,
         subject_of(terms, account.member),
-        f"The budget {terms.name!r}{whose} has spent {what}: ${_cents(spent)} of ${_cents(limit)}.",
+        f"The budget {terms.name!r}{whose} has spent {what}: ${short_dollars(spent)} of ${short_dollars(limit)}.",
         details={
             "budget": terms.budget_id,
             "member": account.member or None,
@@ -125,8 +125,3 @@ def _about(
         severity="critical" if event is AlertEvent.BUDGET_LIMIT else "warning",
         over_ms=account.end_ms,
     )
-
-
-def _cents(nano: int) -> str:
-    exact = to_dollars(nano).normalize()
-    return f"{exact:f}" if exact.as_tuple().exponent < -2 else f"{exact:.2f}"  # type: ignore[operator]

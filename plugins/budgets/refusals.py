@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from core.budgets import Charge
 from core.errors import BudgetExceeded, CostUnbounded
-from core.money import format_dollars
+from core.money import format_dollars, short_dollars
 from core.state.reservations import Standing
 
 if TYPE_CHECKING:
@@ -23,14 +23,13 @@ def exceeded(charge: Charge, standing: Standing, needed_nano: int, now_ms: int) 
     resets = None if end is None else moment(end)
     taken = standing.spent_nano + needed_nano > limit
     left = max(0, standing.left_of(charge.limit_nano))
+    whose = "The budget" if charge.budget.per is None else "Your part of the budget"
     parts = [
-        f"The budget {charge.budget.name!r} has {_dollars(left)} of {_dollars(limit)} left",
+        f"{whose} {charge.budget.name!r} has ${short_dollars(left)} of ${short_dollars(limit)} left",
         f" until {resets}" if resets and taken else "",
         "" if taken else " besides what requests under way have reserved",
-        f", and this request may cost up to {_dollars(needed_nano)}.",
+        f", and this request may cost up to ${short_dollars(needed_nano)}.",
     ]
-    if charge.budget.per is not None:
-        parts[0] = f"Your part of the budget {charge.budget.name!r} has {_dollars(left)} of {_dollars(limit)} left"
     details = {
         "budget_id": charge.budget.budget_id,
         "member": charge.account.member or None,
@@ -72,11 +71,3 @@ def paused(charge: Charge, pause: "Pause") -> BudgetExceeded:
 def moment(ms: int) -> str:
     """Unix milliseconds as clients read a moment."""
     return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _dollars(nano: int) -> str:
-    """Enough digits to tell small amounts apart, no more."""
-    text = format_dollars(nano)
-    whole, _, fraction = text.partition(".")
-    kept = fraction.rstrip("0")
-    return f"${whole}.{kept.ljust(2, '0')}"

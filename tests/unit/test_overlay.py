@@ -14,7 +14,7 @@ from fastapi import Request
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from core.errors import BadField, ConfigError, StoreError
+from core.errors import BadField, ConfigError, IfMatchRequired, StaleEntry, StoreError
 from core.live_overlay import Change, LiveOverlay
 from core.overlay import PLACES, Merged, Overlay, entries_of, merged
 from core.settings import InvalidConfig, load
@@ -22,7 +22,6 @@ from core.store import AuditQuery, Store, open_store
 from plugins.admin.configuration import _findings
 from plugins.admin.entries import Conditions, _check_depth, _model, etag
 from plugins.admin.public import public, written_secrets
-from plugins.admin.refusals import IfMatchRequired, StaleEntry
 from tests.support.clock import Clock
 from tests.support.eventually import eventually
 
