@@ -8,7 +8,7 @@ ENV UV_PYTHON=/opt/venv/bin/python UV_NO_CACHE=1 UV_COMPILE_BYTECODE=1
 # naming it as a constraint leaves out what only development needs.
 COPY pyproject.toml requirements.lock ./
 RUN uv pip install --verify-hashes --constraint requirements.lock \
-      --extra postgres --extra azure --extra aws --extra vault --requirement pyproject.toml
+      --extra postgres --extra azure --extra aws --extra vault --extra experiments --requirement pyproject.toml
 
 COPY README.md LICENSE CHANGELOG.md ./
 COPY litellm_orchestration litellm_orchestration

@@ -15,7 +15,7 @@ check: .venv/ready
 	$(BIN)/pytest -q -m "not live" -n $(WORKERS)
 
 test: .venv/ready
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 bench: .venv/ready
 	$(BIN)/python -m benchmarks

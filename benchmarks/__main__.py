@@ -1,6 +1,7 @@
 """`make bench`: run the benchmarks, print a table (or JSON), and keep each one's figures in benchmarks/results/.
 
-    python -m benchmarks [overhead] [durability] [ledger] [secrets] [budgets] [--quick] [--requests 20000] [--json]
+    python -m benchmarks [overhead] [memory] [durability] [ledger] [secrets] [budgets] [cache] [simulate] [experiments]
+                         [routing] [resilience] [--quick] [--requests 20000] [--parts down,overload] [--json]
 
 Exits with 1 when a figure does not keep its bound.
 """
@@ -19,7 +20,19 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import budgets, durability, ledger, overhead, secrets
+from benchmarks import (
+    budgets,
+    cache,
+    durability,
+    experiments,
+    ledger,
+    memory,
+    overhead,
+    resilience,
+    routing,
+    secrets,
+    simulate,
+)
 from benchmarks.figures import Bound, Figure, Result
 from tests.support.postgres import PostgresServer
 
@@ -32,6 +45,10 @@ async def _overhead(given: argparse.Namespace) -> Result:
     if given.quick:
         return await overhead.measure(overhead.QUICK, overhead.LOADS[1:2], more=False)
     return await overhead.measure()
+
+
+async def _memory(given: argparse.Namespace) -> Result:
+    return await memory.measure(memory.QUICK if given.quick else memory.FULL)
 
 
 async def _durability(given: argparse.Namespace) -> Result:
@@ -64,12 +81,39 @@ async def _budgets(given: argparse.Namespace) -> Result:
     return await budgets.measure(budgets.QUICK if given.quick else budgets.FULL)
 
 
+async def _cache(given: argparse.Namespace) -> Result:
+    return await cache.measure(cache.QUICK if given.quick else cache.FULL)
+
+
+async def _simulate(given: argparse.Namespace) -> Result:
+    return await simulate.measure(_QUICK_EVENTS if given.quick else simulate.REQUESTS)
+
+
+async def _routing(given: argparse.Namespace) -> Result:
+    return await routing.measure(routing.QUICK if given.quick else routing.FULL)
+
+
+async def _resilience(given: argparse.Namespace) -> Result:
+    return await resilience.measure(resilience.QUICK if given.quick else resilience.FULL, given.parts)
+
+
+async def _experiments(given: argparse.Namespace) -> Result:
+    quick = {"experiments": 200, "units": 20_000} if given.quick else {}
+    return await asyncio.to_thread(experiments.measure, **quick)
+
+
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], Coroutine[None, None, Result]]] = {
     "overhead": _overhead,
+    "memory": _memory,
     "durability": _durability,
     "ledger": _ledger,
     "secrets": _secrets,
     "budgets": _budgets,
+    "cache": _cache,
+    "routing": _routing,
+    "resilience": _resilience,
+    "simulate": _simulate,
+    "experiments": _experiments,
 }
 
 
@@ -99,11 +143,21 @@ def _plain(value: float) -> str:
     return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3f}"
 
 
+def _parts(text: str) -> list[str]:
+    parts = text.split(",")
+    if unknown := set(parts) - resilience.PARTS.keys():
+        raise argparse.ArgumentTypeError(f"there is no {', '.join(sorted(unknown))}")
+    return parts
+
+
 def main() -> int:
     arguments = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     arguments.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}; default: all")
     arguments.add_argument("--quick", action="store_true", help="a short run: whether it works, not what it costs")
     arguments.add_argument("--requests", type=int, default=durability.REQUESTS, help="answers that durability wants")
+    arguments.add_argument(
+        "--parts", type=_parts, default=(), help=f"of resilience: {', '.join(resilience.PARTS)}; default: all"
+    )
     arguments.add_argument("--json", action="store_true", help="print JSON in place of tables")
     given = arguments.parse_args()
     if unknown := set(given.names) - BENCHMARKS.keys():

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
-from redis.asyncio import Redis
+from redis.asyncio import ConnectionPool, Redis
 
 from benchmarks import budget_race, overhead
 from benchmarks.figures import Bound, Figure, Result
@@ -30,6 +30,7 @@ from core.budgets.books import Books
 from core.budgets.opening import Opening
 from core.context import Caller
 from core.settings.models import Budget
+from core.state.connection import Connection
 from core.state.memory import MemoryReservations
 from core.state.redis import RedisReservations
 from core.state.reservations import Claim
@@ -325,8 +326,12 @@ async def redis_figures(plan: Plan) -> list[Figure]:
         keys = [claim.account.key for claim in claims]
         client = Redis.from_url(server.url)
         nothing = client.register_script("return 1")
+        await nothing()
+        bare = Connection(ConnectionPool.from_url(server.url, socket_timeout=None).make_connection(), 10.0)
+        await bare.open()
         works: dict[str, Callable[[str], Awaitable[Any]]] = {
             "EVALSHA": lambda lease: nothing(),
+            "EVALSHA by our connection": lambda lease: bare.call((b"EVALSHA", nothing.sha, b"0")),
             "reserve": lambda lease: state.reserve(lease, claims, slack=_SLACK),
             "sent": lambda lease: state.sent(lease),
             "settle": lambda lease: state.settle(lease, keys, 5000),
@@ -340,16 +345,17 @@ async def redis_figures(plan: Plan) -> list[Figure]:
                 await state.put([], {}, leases)
         round_trips = await _round_trips(server, lambda: state.reserve("seen:1", claims, slack=_SLACK))
         await state.close()
+        await bare.close()
         await client.aclose()
     figures: list[Figure] = []
     for connections in (1, 16):
         plain = found[connections, "EVALSHA"]
         at = f"Redis, {connections} at once"
         figures.append(Figure.of(f"{at}: plain EVALSHA", [one.rate for one in plain], "calls/s"))
-        for name in ("reserve", "sent", "settle"):
+        for name in ("EVALSHA by our connection", "reserve", "sent", "settle"):
             ratios = [one.rate / other.rate for one, other in zip(found[connections, name], plain, strict=True)]
             must = Bound(">=", 0.7, within_noise=True) if name == "reserve" else None
-            what = f"{name} in 6 accounts" if name != "sent" else name
+            what = f"{name} in 6 accounts" if name in ("reserve", "settle") else name
             figures.append(Figure.of(f"{at}: {what}", ratios, "x EVALSHA", must))
     for name in works:
         figures.append(Figure.of(f"Redis: CPU of Redis, {name}", [o.redis_cpu for o in found[16, name]], "us"))

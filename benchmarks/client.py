@@ -45,7 +45,7 @@ class Connection(asyncio.Protocol):
 
     async def ask(self, request: bytes) -> Answer:
         """Send a whole request and wait for the whole answer. Raises Interrupted when the connection ends before."""
-        if self._transport is None or self._transport.is_closing():
+        if self._transport is None or not self.is_open:
             raise Interrupted("the connection is closed")
         self._answer, self._body = Answer(), []
         self._parser = httptools.HttpResponseParser(self)
@@ -56,6 +56,11 @@ class Connection(asyncio.Protocol):
         self._answer.seconds = time.perf_counter() - started
         self._answer.body = b"".join(self._body)
         return self._answer
+
+    @property
+    def is_open(self) -> bool:
+        """Whether neither side has closed it: servers do after some idle seconds."""
+        return self._transport is not None and not self._transport.is_closing()
 
     def close(self) -> None:
         if self._transport is not None:

@@ -10,7 +10,12 @@ from core.settings.models.alerts import AlertEvent
 
 Severity = Literal["info", "warning", "critical"]
 
-ONCE = frozenset({AlertEvent.BUDGET_THRESHOLD, AlertEvent.BUDGET_LIMIT, AlertEvent.BUDGET_FORECAST})
+ONCE = frozenset(
+    {
+        *(AlertEvent.BUDGET_THRESHOLD, AlertEvent.BUDGET_LIMIT, AlertEvent.BUDGET_FORECAST),
+        *(AlertEvent.EXPERIMENT_ARM_STOPPED, AlertEvent.EXPERIMENT_MISMATCH),
+    }
+)
 """Told once for each `dedupe_key`, by whoever comes first. All other events may come in floods: their key names the
 flood, of which the first is told at once and the rest are counted and told together."""
 

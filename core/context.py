@@ -1,10 +1,12 @@
 """Who asks, for what: everything later decisions may look at, worked out once per request."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, cast
 
 from core.errors import BadField
+from core.record import record
 
 LABEL_LENGTH = 128
 """The longest task type, session id, user id or tier a request may name."""
@@ -13,7 +15,7 @@ LOWEST_PRIORITY = 10
 """Priorities run from 1, served first, to this."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Principal:
     """What authentication knows about the key behind a request, before our settings have a say.
 
@@ -29,7 +31,7 @@ class Principal:
     is_admin: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Caller:
     """A principal as our settings see it.
 
@@ -48,11 +50,26 @@ class Caller:
     is_admin: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+class Need(StrEnum):
+    """What a request asks of a model that not every model can do."""
+
+    IMAGES = "images"
+    AUDIO = "audio"
+    DOCUMENTS = "documents"
+    TOOLS = "tools"
+    JSON = "json"
+
+
+@record
 class RequestContext:
     """One request. Bounds are upper bounds of the request as it stands: `input_bytes` bounds the input tokens of
     byte-level tokenizers; `output_limit` is what the client allows in total over all copies, None where it sets no
-    limit."""
+    limit.
+
+    `input_tokens` is an estimate, for decisions that need no bound. `metadata` is the client's own, its plain values
+    alone; `headers` are those that the configuration lets conditions look at. `time_ms` is the arrival, Unix
+    milliseconds.
+    """
 
     request_id: str
     endpoint: str
@@ -64,6 +81,11 @@ class RequestContext:
     stream: bool = False
     input_bytes: int = 0
     output_limit: int | None = None
+    input_tokens: int = 0
+    needs: frozenset[Need] = frozenset()
+    metadata: Mapping[str, str | int | float | bool] = field(default_factory=dict[str, str | int | float | bool])
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    time_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,10 @@ class JournalFull(OrchestrationError):
     """Neither the journal nor the memory behind it can take another event."""
 
 
+class StatisticsMissing(OrchestrationError):
+    """What results of experiments are worked out with is not installed."""
+
+
 class RequestRefused(OrchestrationError):
     """A request that may not go on. Subclasses fix HTTP status, OpenAI error type and code."""
 
@@ -66,6 +70,30 @@ class ModelNotAllowed(RequestRefused):
     status = 403
     type = "permission_error"
     code = "model_not_allowed"
+
+
+class NoCapableModel(RequestRefused):
+    """The models behind a policy may be used, but none takes what the request has in it."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "no_capable_model"
+
+
+class AllModelsFailed(RequestRefused):
+    """Every model behind a name failed, or is left alone because it did."""
+
+    status = 503
+    type = "service_unavailable"
+    code = "all_models_failed"
+
+
+class AnswerLost(RequestRefused):
+    """An answer that several requests, or several inputs, share broke off, or cannot be put together."""
+
+    status = 503
+    type = "service_unavailable"
+    code = "answer_lost"
 
 
 class RouteRefused(RequestRefused):
@@ -179,3 +207,10 @@ class AlertNotSent(RequestRefused):
     status = 502
     type = "service_unavailable"
     code = "alert_not_sent"
+
+
+class NotInstalled(RequestRefused):
+    """What was asked for takes a package that this installation does not have."""
+
+    status = 501
+    code = "not_installed"

@@ -16,7 +16,7 @@ from core.budgets import Balance
 from core.errors import StoreError
 from core.journal import Amendment, Batch, Journal, Rejected, Segment, decode_lines
 from core.journal.record import encode, unanswered
-from core.journal.segment import is_newest
+from core.journal.segment import is_gone, is_newest
 from core.usage import UsageEvent
 
 _LOG = logging.getLogger("orchestration.ledger")
@@ -102,6 +102,8 @@ class Ledger:
         self._adopted: list[Segment] = []
         self._killed: dict[Segment, list[UsageEvent]] = {}
         """Of adopted segments that are in the store: the requests that their process was killed over."""
+        self.ended: set[str] = set()
+        """Instances that are no more and whose last records this one has put into the store."""
         self._scan: asyncio.Task[tuple[list[UsageEvent], list[Rejected]]] | None = None
         self._look_again = 0.0
         self._looks = 0
@@ -261,6 +263,8 @@ class Ledger:
         del self._killed[segment]
         self._adopted.remove(segment)
         segment.delete()
+        if is_gone(self._journal.directory, segment.instance):
+            self.ended.add(segment.instance)
 
     async def _what_the_disk_refused(self) -> None:
         """Store what only memory holds while the disk takes nothing: a kill would lose it, and it fills up."""

@@ -31,6 +31,7 @@ __all__ = [
     "KeyVaultClientService",
     "KeyVaultProvider",
     "ModelPriority",
+    "RoutingEngine",
     "SecretReference",
     "get_gateway",
 ]
@@ -173,6 +174,25 @@ class Gateway:
         _raise_for(answer.status_code, answer.content)
         return cast("dict[str, Any]", answer.json())
 
+    async def get_provider_status(self) -> dict[str, dict[str, Any]]:
+        """How each deployment is doing, by its id: breaker, last errors, times, requests in flight, its share of them.
+        `GatewayError` for a key that is no administrator's."""
+        deployments = cast("list[dict[str, Any]]", (await self.status()).get("deployments") or [])
+        return {str(one["id"]): one for one in deployments}
+
+    @property
+    def routing_engine(self) -> "RoutingEngine":
+        """What the proxy would choose, without asking a model."""
+        return RoutingEngine(self)
+
+    async def explain_routing(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """What `POST /orchestration/routing/explain` says of a request: its candidates, and the steps that led to them.
+        Raises `GatewayError`."""
+        client = await self._open()
+        answer = await client.post("/orchestration/routing/explain", json=dict(request))
+        _raise_for(answer.status_code, answer.content)
+        return cast("dict[str, Any]", answer.json())
+
     async def admin_add_model(
         self,
         model_id: str,
@@ -261,6 +281,29 @@ class Gateway:
             raise GatewayError(404, "The gateway's key may use no model.", "invalid_request_error", "no_model", {})
         self._model = models[0]["id"]
         return models[0]["id"]
+
+
+class RoutingEngine:
+    """The proxy's routing for programs that call models themselves."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def select_model(self, context: Mapping[str, Any], models: Sequence[str]) -> str:
+        """The one of `models` that a request of this `context` would come to first, by rules, tiers, priority and cost.
+
+        `context` has what `explain_routing` takes: user_id, user_tier, task_type, priority, input_tokens and the like;
+        with `model`, the name of a policy, that policy's experiments and objective count too. Raises `GatewayError`:
+        403 where none may be used.
+        """
+        described = {("tier" if name == "user_tier" else name): value for name, value in context.items()}
+        plan = await self._gateway.explain_routing({**described, "candidates": list(models)})
+        if not plan["candidates"]:
+            reasons = "; ".join(f"{one['model']}: {one['reason']}" for one in plan["left_out"])
+            denied = cast("dict[str, str] | None", plan["denied"])
+            message = denied["message"] if denied else f"None of the models may be used ({reasons})."
+            raise GatewayError(403, message, "permission_error", "model_not_allowed", {"models": list(models)})
+        return str(plan["candidates"][0])
 
 
 class _Remote:

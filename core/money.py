@@ -4,6 +4,8 @@ from decimal import ROUND_HALF_UP, Decimal
 
 NANO_PER_DOLLAR = 1_000_000_000
 _NANO = Decimal(NANO_PER_DOLLAR)
+_PLAIN = 1e14
+_CLEAR = 0.4
 
 
 def nano_dollars(dollars: float | str | Decimal) -> int:
@@ -11,6 +13,11 @@ def nano_dollars(dollars: float | str | Decimal) -> int:
 
     A float is read through its shortest decimal form (``repr``), so that 0.1 is 100 000 000 and not one off.
     """
+    if isinstance(dollars, float):
+        # A hundred thousand dollars are 2**47 nano-dollars: what the product is off by is less than is left out here.
+        near = dollars * NANO_PER_DOLLAR
+        if -_PLAIN < near < _PLAIN and abs(near - round(near)) < _CLEAR:
+            return round(near)
     exact = dollars if isinstance(dollars, Decimal) else Decimal(str(dollars))
     return int((exact * _NANO).to_integral_value(rounding=ROUND_HALF_UP))
 

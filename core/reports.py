@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sqlalchemy import ColumnElement, Select, and_, case, cast, func, literal, or_, select, true
-from sqlalchemy.dialects.postgresql import JSONB
 
 from core.errors import StoreError
 from core.money import format_dollars
@@ -37,6 +36,7 @@ DIMENSIONS: Mapping[str, str] = {
     "task_type": "task_type",
     "group": "groups",
     "endpoint": "endpoint",
+    "policy": "policy",
     "variant": "variant",
     "session": "session_id",
     "status": "status",
@@ -163,6 +163,8 @@ class _Query:
         if is_sqlite:
             self._groups = func.json_each(events.c.groups).table_valued("value", name="user_groups")
         else:
+            from sqlalchemy.dialects.postgresql import JSONB
+
             names = func.jsonb_array_elements_text(cast(events.c.groups, JSONB))
             self._groups = names.table_valued("value", name="user_groups")
 

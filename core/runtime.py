@@ -210,7 +210,7 @@ class Runtime:
         """Bring the schema up to date and take the lock; a store that is away is tried again by `_follow`."""
         assert self.store is not None
         try:
-            await self.store.upgrade()
+            await self.store.upgrade(apart=True)
             if self.settings.shared_state.url is None and self._lock is None:
                 self._lock = await acquire_single_writer_lock(self.store, self.instance)
             if self.store_error is not None:

@@ -1,5 +1,6 @@
 """The usage event: who asked for what, where it went and what it cost. Prompts and answers are not in it."""
 
+from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields
 from enum import StrEnum
 from operator import attrgetter, itemgetter
@@ -53,6 +54,10 @@ class UsageEvent:
     `time_ms` is the arrival in Unix milliseconds; `cost_nano` is the sum over all attempts, of which `unknown_nano` was
     charged at an upper bound because the true usage is not known. `clamped` is the output limit (tokens of each
     answer) that was set where the client gave none or a higher one.
+
+    `policy` was asked for, `variant` names the arms ("experiment/variant", several joined by commas), `route` says
+    compactly why it went where it went, `traits` is JSON of what that looked at and no other field has, `settings` the
+    digest of the configuration in force. `assignments` are those that count in experiments: experiment, variant, unit.
     """
 
     request_id: str
@@ -93,6 +98,11 @@ class UsageEvent:
     degraded: bool = False
     disconnected: bool = False
     clamped: int | None = None
+    policy: str | None = None
+    route: str | None = None
+    traits: str | None = None
+    settings: str | None = None
+    assignments: tuple[tuple[str, str, str], ...] = ()
     attempts: list[Attempt] = field(default_factory=list[Attempt])
 
     def to_json(self) -> bytes:
@@ -119,6 +129,7 @@ class UsageEvent:
         # By position: looking up that many keyword arguments takes four times as long.
         event = cls(*_in_order(_OPTIONAL | orjson.loads(line)))
         event.groups = tuple(event.groups)
+        event.assignments = tuple(map(_assignment, event.assignments)) if event.assignments else ()
         event.attempts = [Attempt(*_attempt_in_order(_ATTEMPT_OPTIONAL | attempt)) for attempt in _records(event)]
         for attempt in event.attempts:
             attempt.accounts = tuple(attempt.accounts)
@@ -128,14 +139,19 @@ class UsageEvent:
 _NO_ACCOUNTS = b',"accounts":[],"reserved_nano":0}'
 _NO_ACCOUNTS_AT_END = len(_NO_ACCOUNTS + b"]}")
 _DEFAULTS: tuple[tuple[str, object], ...] = tuple(
-    (f.name, f.default if f.name not in {"attempts", "groups"} else [] if f.name == "attempts" else ())
-    for f in fields(UsageEvent)
+    (f.name, f.default if f.name != "attempts" else []) for f in fields(UsageEvent)
 )
 _OPTIONAL: dict[str, Any] = {name: default for name, default in _DEFAULTS if default is not MISSING}
 _ATTEMPT_OPTIONAL: dict[str, Any] = {f.name: f.default for f in fields(Attempt) if f.default is not MISSING}
 _values = attrgetter(*(name for name, _ in _DEFAULTS))
 _in_order = itemgetter(*(name for name, _ in _DEFAULTS))
 _attempt_in_order = itemgetter(*(f.name for f in fields(Attempt)))
+
+
+def _assignment(given: Iterable[str]) -> tuple[str, str, str]:
+    """As JSON gave it. Raises ValueError for what has not three parts."""
+    experiment, variant, unit = given
+    return experiment, variant, unit
 
 
 def _records(event: UsageEvent) -> list[dict[str, Any]]:

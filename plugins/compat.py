@@ -5,6 +5,7 @@ support. The proxy's globals are None while callbacks load, so they are read whe
 """
 
 import hmac
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,6 +15,7 @@ from typing import Any
 import litellm
 from fastapi import APIRouter, Request
 from litellm.litellm_core_utils.credential_accessor import CredentialAccessor
+from litellm.litellm_core_utils.streaming_handler import CustomStreamWrapper
 from litellm.proxy import proxy_server
 from litellm.proxy._types import LitellmUserRoles, ProxyException, SpecialModelNames, UserAPIKeyAuth
 from litellm.proxy.auth.auth_checks import can_key_call_resolved_model
@@ -25,6 +27,9 @@ from litellm.proxy.openai_files_endpoints.common_utils import (
 )
 from litellm.proxy.shutdown.graceful_shutdown_manager import GracefulShutdownManager
 from litellm.types.router import Deployment
+from starlette.datastructures import URLPath
+from starlette.routing import BaseRoute, Match
+from starlette.types import Receive, Scope, Send
 
 from core.context import Principal
 from core.settings import Loaded
@@ -52,6 +57,17 @@ def wrap_app(wrapper: Callable[[Any], Any]) -> None:
     app.build_middleware_stack = lambda: wrapper(build())  # type: ignore[method-assign]
 
 
+def spare_contexts() -> None:
+    """Take the finalizer from LiteLLM's streams, which sets context variables for the log lines of abandoned ones.
+
+    Before Python 3.12 a garbage collection may begin while a context variable is being set, and a finalizer that then
+    sets another frees what is just copied (python/cpython#148891): the process crashes, or a variable is lost, and with
+    it what a request is to be charged to.
+    """
+    if sys.version_info < (3, 12) and "__del__" in vars(CustomStreamWrapper):
+        del CustomStreamWrapper.__del__
+
+
 def mount(router: APIRouter) -> None:
     """Add our routes to LiteLLM's app."""
     proxy_server.app.include_router(router)
@@ -62,7 +78,33 @@ def mount_first(router: APIRouter) -> None:
     routes = proxy_server.app.router.routes
     known = len(routes)
     proxy_server.app.include_router(router)
-    routes[:] = routes[known:] + routes[:known]
+    beginnings = tuple({str(getattr(route, "path", "")).partition("{")[0] for route in router.routes})
+    routes[:] = [_Under(beginnings, route) for route in routes[known:]] + routes[:known]
+
+
+class _Under(BaseRoute):
+    """A route, or a router of them, that is asked only about paths in which one of these stands: matching is slow, and
+    every request to a model passes what stands in front of LiteLLM's routes."""
+
+    def __init__(self, beginnings: tuple[str, ...], route: BaseRoute) -> None:
+        self._beginnings = beginnings
+        self._route = route
+
+    def __getattr__(self, name: str) -> Any:  # whoever lists an app's routes wants to see this one's
+        return getattr(self._route, name)
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        path = scope.get("path", "")
+        for beginning in self._beginnings:
+            if beginning in path:
+                return self._route.matches(scope)
+        return Match.NONE, {}
+
+    def url_path_for(self, name: str, /, **path_params: Any) -> URLPath:
+        return self._route.url_path_for(name, **path_params)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._route.handle(scope, receive, send)
 
 
 async def call_app(scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -96,6 +138,19 @@ def deployments_of(group: str) -> list[dict[str, Any]]:
     router = proxy_server.llm_router
     found: Any = [] if router is None else router.get_model_list(model_name=group)
     return list(found or [])
+
+
+def asked_by_id(call: Mapping[str, Any]) -> tuple[str, str, dict[str, Any]] | None:
+    """The id, the group and the `model_list` entry of the deployment that a call goes to, where it was asked for by
+    its id: LiteLLM then asks no filter. None for any other call."""
+    metadata = call.get("litellm_metadata") or call.get("metadata") or {}
+    named, group = metadata.get("model_group"), metadata.get("deployment_model_name")
+    if named is None or group is None or named == group or (metadata.get("model_info") or {}).get("id") != named:
+        return None
+    for entry in deployments_of(group):
+        if (entry.get("model_info") or {}).get("id") == named:
+            return named, group, entry
+    return None
 
 
 def reports_stream_usage(groups: Sequence[str]) -> bool:

@@ -13,13 +13,24 @@ from core.errors import BodyTooLarge, NotReady, NotRecordable, RequestRefused, R
 from core.money import to_dollars
 from plugins import listing, outcome, receipt, second_try
 from plugins.batches.service import Batches
-from plugins.exchange import Exchange, current
+from plugins.caching import hits
+from plugins.caching import service as caching
+from plugins.caching.asking import Asking
+from plugins.caching.sharing import Turn
+from plugins.exchange import INTERRUPTED, Exchange, current
+from plugins.identities import may_change
 from plugins.limits import Entrance
 from plugins.limits.headers import put
+from plugins.log import unlogged
+from plugins.metrics import traffic
+from plugins.resilience import outages
+from plugins.resilience import service as resilience
+from plugins.resilience.degraded import Body
 from plugins.routes import ROUTES, Handling
 
 if TYPE_CHECKING:
-    from core.runtime import Runtime
+    from core.cache.entry import Entry
+    from core.runtime import Runtime, Snapshot
 
 
 class Edge:
@@ -27,6 +38,7 @@ class Edge:
         self.app = app
         self.runtime = runtime
         self.entrance: Entrance | None = None
+        self._followed: Snapshot | None = None
         self.batches = Batches(app, runtime, self.entrance_now)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,6 +59,8 @@ class Edge:
                 await self.batches.serve(route.endpoint, scope, receive, send)
         elif path in listing.PATHS:
             await listing.serve(self.app, scope, receive, send)
+        elif caching.caching is not None and kind == "http" and may_change(scope["method"], path):
+            await self.app(scope, receive, caching.caching.watched(send))
         else:
             await self.app(scope, receive, send)
 
@@ -69,6 +83,12 @@ class Edge:
             return
         entrance = self.entrance_now()
         try:
+            resilience.arrive(scope["headers"])
+        except RequestRefused as overloaded:
+            # A line of the access log takes several times as long as all the rest, and there are many now.
+            await _refuse("http", overloaded, unlogged(send))
+            return
+        try:
             await entrance.arrive(scope)
         except RequestRefused as refusal:
             await _refuse("http", refusal, send)
@@ -80,6 +100,14 @@ class Edge:
         exchange.entrance, exchange.receive = entrance, receive
         token = current.set(exchange)
         try:
+            if (asking := await caching.ask(exchange, scope, receive)) is not None:
+                scope, receive = asking.plain_scope(), asking.receive
+                if await caching.at_the_edge(exchange, asking, answer):
+                    return
+            if (arrival := await outages.arrive(exchange, scope, receive)) is not None:
+                receive = arrival.receive
+                if await outages.at_the_edge(exchange, arrival, answer):
+                    return
             if endpoint in second_try.ENDPOINTS:
                 await second_try.SecondTry(exchange, receive, answer.send).run(self.app, scope)
             elif endpoint == "batches":
@@ -88,19 +116,29 @@ class Edge:
                     exchange.refused(refusal)
                     await answer.refuse(refusal)
             else:
-                await self.app(scope, receive, answer.send)
+                await self.app(scope, receive, caching.way_back(exchange, answer))
         finally:
             current.reset(token)
             answer.close()
             exchange.leave()
+            caching.over(exchange)
+            resilience.leave(exchange)
 
     def entrance_now(self) -> Entrance:
         """The way in, with the settings in force."""
-        settings, keys = self.runtime.settings, self.runtime.snapshot.directory.entries
-        if self.entrance is None:
-            self.entrance = Entrance.build(settings, keys, self.runtime.shared_url)
-        self.entrance.follow(settings, keys)
-        return self.entrance
+        snapshot, entrance = self.runtime.snapshot, self.entrance
+        if entrance is not None and snapshot is self._followed:
+            return entrance
+        settings, keys = self.runtime.settings, snapshot.directory.entries
+        if entrance is None:
+            entrance = self.entrance = Entrance.build(settings, keys, self.runtime.shared_url)
+        entrance.follow(settings, keys)
+        self._followed = snapshot
+        return entrance
+
+
+_ERROR = b"event: error\n"
+"""JSON has no line ends, so this stands in no answer's text."""
 
 
 class _Answer:
@@ -119,9 +157,23 @@ class _Answer:
         if self.refused:
             return
         if message["type"] == "http.response.start":
+            if (asking := self.exchange.asking) is not None:
+                if asking.found is not None:
+                    await self.found(asking.found)
+                    return
+                self._lead(asking)
             if self.exchange.refusal is not None:
                 # LiteLLM rewrites errors of hooks, differently on each endpoint; clients are promised one form.
                 await self.refuse(self.exchange.refusal)
+                return
+            if message["status"] >= 400 and self.exchange.unpaid is not None:
+                self.exchange.refused(self.exchange.unpaid)
+                await self.refuse(self.exchange.unpaid)
+                return
+            if message["status"] >= 400 and (failure := resilience.failure(self.exchange)) is not None:
+                self.exchange.refused(failure)
+                await caching.seek_stale(self.exchange)
+                await self.refuse(failure)
                 return
             self._start(message)
         elif message["type"] == "http.response.body":
@@ -129,13 +181,46 @@ class _Answer:
         await self.to_client(message)
 
     async def refuse(self, error: RequestRefused) -> None:
-        """Answer with an error in place of whatever the app would say, if it has said nothing yet."""
+        """Answer with an error in place of whatever the app would say, if it has said nothing yet; or, where that is
+        what a policy wants, with something in place of the error."""
         if not self.started and not self.refused:
             self.refused = True
-            self.exchange.status = error.status
+            instead = resilience.instead(self.exchange, error)
+            self.exchange.status = error.status if instead is None else 200
             self._record()
-            await _refuse("http", error, self.to_client, self.exchange)
+            if instead is None:
+                await _refuse("http", error, self.to_client, self.exchange)
+            else:
+                await _send(instead, self.to_client, self.exchange.stream, self._headers())
         self.refused = True
+
+    async def found(self, found: "Entry | Turn") -> None:
+        """Answer with what the cache has, in place of whatever the app would say."""
+        self.refused = self.started = True
+        exchange, cache = self.exchange, caching.caching
+        assert cache is not None
+        if isinstance(found, Turn):
+            try:
+                await found.relay(self.to_client, self._record, cache, self._headers)
+            except RequestRefused as refusal:
+                exchange.status = refusal.status
+                self._record()
+                await _refuse("http", refusal, self.to_client, exchange)
+            return
+        hits.note(exchange, found)
+        await hits.send(found, exchange, self.to_client, self._record, self._headers)
+
+    def _headers(self) -> list[tuple[bytes, bytes]]:
+        headers = self.exchange.response_headers()
+        if self.exchange.visit is not None:
+            put(headers, self.exchange.visit.headers())
+        return headers
+
+    def _lead(self, asking: Asking) -> None:
+        """Whoever waits for the same answer gets what this client gets."""
+        turn = asking.turn
+        if turn is not None and turn.leads and not turn.sends:
+            self.to_client = turn.lead(self.to_client)
 
     def close(self) -> None:
         """The app is done. An answer without a last byte went to a client that left, or was cut short."""
@@ -152,6 +237,8 @@ class _Answer:
         exchange.stream = _is_event_stream(headers)
         if not exchange.stream:
             exchange.settle()
+        if exchange.asking is not None and exchange.asking.recording is not None:
+            exchange.asking.recording.start(message, exchange.stream)
         headers += exchange.response_headers()
         if exchange.visit is not None:
             put(headers, exchange.visit.headers())
@@ -162,8 +249,13 @@ class _Answer:
         if exchange.stream and body:
             if exchange.first_byte is None:
                 exchange.note_first_byte()
+            if _ERROR in body:
+                # LiteLLM tells no hook of a stream of the Messages dialect that breaks off.
+                exchange.error_class = exchange.error_class or INTERRUPTED
             if receipt.may_hold_usage(body):
                 message["body"] = _with_cost(body, exchange)
+        if exchange.asking is not None and exchange.asking.recording is not None:
+            exchange.asking.recording.body(message)
         if not message.get("more_body", False):
             self._record()
 
@@ -176,6 +268,8 @@ class _Answer:
         if event is not None:
             runtime.journal.append(event)
             outcome.remember_unsure(exchange)
+            traffic.count(event)
+        caching.keep(exchange)
 
 
 def _with_cost(body: bytes, exchange: Exchange) -> bytes:
@@ -236,7 +330,10 @@ def _content_length(headers: list[tuple[bytes, bytes]]) -> int | None:
 
 
 def _is_event_stream(headers: list[tuple[bytes, bytes]]) -> bool:
-    return any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers)
+    for name, value in headers:  # a loop, because a generator is resumed for each header of each answer
+        if name == b"content-type":
+            return value.startswith(b"text/event-stream")
+    return False
 
 
 def _too_large(most: int) -> BodyTooLarge:
@@ -248,6 +345,20 @@ def _refusal(scope: Scope) -> str:
         f"{scope.get('method', 'WEBSOCKET')} {_path(scope)} spends money in a way that cannot be bounded, so it is "
         "closed while tiers or budgets are configured. Use an OpenAI-compatible route of a configured model."
     )
+
+
+async def _send(body: Body, send: Send, stream: bool, own: list[tuple[bytes, bytes]]) -> None:
+    kind, pieces = body
+    headers = [(b"content-type", kind), *own]
+    if not stream:
+        headers.append((b"content-length", str(sum(map(len, pieces))).encode()))
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"".join(pieces)})
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    for piece in pieces:
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
 
 
 async def _refuse(kind: str, error: RequestRefused, send: Send, exchange: Exchange | None = None) -> None:

@@ -10,6 +10,7 @@ from core.money import nano_dollars
 from core.usage import UsageState
 from plugins.exchange import Exchange, current
 from plugins.receipt import Receipt
+from plugins.resilience import service as resilience
 
 if TYPE_CHECKING:
     from core.runtime import Runtime
@@ -26,18 +27,26 @@ def answered(exchange: Exchange, data: dict[str, Any], response: Any) -> None:
     exchange.call = data.get("litellm_logging_obj") or exchange.call
 
 
-def attempt_failed(exchange: Exchange, exception: Exception) -> int:
-    """Note it; returns the provider's status, 0 where it gave none."""
-    status = _status(exception)
+def attempt_failed(exchange: Exchange, exception: Exception) -> None:
+    """Note it."""
+    status = status_of(exception)
     usage = _usage_after(exception, status) if exchange.sent else UsageState.NONE
-    exchange.end_attempt(status, type(exception).__name__, usage)
-    return status
+    outcome = resilience.outcome(exchange, exception, status)
+    said = resilience.of_deployment(exchange, outcome, status)
+    attempt = exchange.end_attempt(status, type(exception).__name__, usage, said)
+    if attempt is not None:
+        resilience.failed(exchange, exception, attempt, outcome)
+
+
+def ends_attempt(exchange: Exchange, exception: Exception) -> bool:
+    """Whether a request fails because an attempt has that no other hook learned of: streams of text completions are
+    opened when the router is done."""
+    return exchange.under_way and exchange.first_byte is None and _from_provider(exception)
 
 
 def request_failed(exchange: Exchange, exception: Exception) -> None:
     """The request as a whole failed."""
-    if exchange.first_byte is None and _from_provider(exception):
-        # Streams of text completions are opened when the router is done: no other hook learns of their failure.
+    if ends_attempt(exchange, exception):
         attempt_failed(exchange, exception)
     exchange.error_class = exchange.error_class or _name(exception)
 
@@ -91,7 +100,8 @@ _unsure: OrderedDict[str, tuple[str, int]] = OrderedDict()
 """Request id and nano-dollars charged for the last attempt, by LiteLLM's call id."""
 
 
-def _status(exception: Exception) -> int:
+def status_of(exception: Exception) -> int:
+    """The status that a provider answered with, 0 where it gave none."""
     status = getattr(exception, "status_code", None)
     return status if isinstance(status, int) else 0
 

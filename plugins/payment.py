@@ -1,12 +1,13 @@
 """Budgets on the way of a request: paid for before each attempt, or not made."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from core.errors import BudgetExceeded, JournalFull
+from core.errors import BudgetExceeded, BudgetsUnavailable, JournalFull
 from core.journal import SentAttempt
 from core.usage import Attempt
 from plugins import compat
-from plugins.budgets.enforcement import Asked, Permitted, cap_output
+from plugins.budgets.enforcement import Asked, Part, Permitted, cap_output
 from plugins.budgets.exact import exact_input_tokens
 from plugins.exchange import Exchange
 
@@ -19,9 +20,10 @@ budgets: "Budgets | None" = None
 
 
 async def first_attempt(
-    exchange: Exchange, data: dict[str, Any], candidates: list[str], permitted: Permitted
+    exchange: Exchange, data: dict[str, Any], candidates: list[str], permitted: Permitted, part: Part | None = None
 ) -> list[str]:
     """Reserve for the first candidate that can be paid; returns it and those behind it, and writes the output limit.
+    `part` is what is sent in place of all of `data`.
 
     Raises `BudgetExceeded`, `CostUnbounded`, `BudgetsUnavailable`, or `BadField` for what would get round a limit.
     """
@@ -33,8 +35,10 @@ async def first_attempt(
         return candidates
     if budgets.books is None and len(snapshot.catalog):
         await budgets.begun()
-    exchange.spending = budgets.spending(snapshot, exchange.request_id, exchange.time_ms, context)
-    exchange.asked = Asked(_dialect(exchange.endpoint, data), data, exchange.body_bytes, context.task_type, most_tokens)
+    if not exchange.repeated:
+        exchange.spending = budgets.spending(snapshot, exchange.request_id, exchange.time_ms, context)
+    exchange.asked = Asked(dialect(exchange.endpoint, data), data, exchange.body_bytes, context.task_type, most_tokens)
+    exchange.asked.part = part
     if exchange.spending is None:
         cap_output(exchange.asked)
         return candidates
@@ -48,7 +52,7 @@ async def first_attempt(
     return found
 
 
-def _dialect(endpoint: str, data: dict[str, Any]) -> str:
+def dialect(endpoint: str, data: Mapping[str, Any]) -> str:
     """The endpoint whose fields `data` has: Cursor sends Responses bodies where others send chat completions, at times
     beside an empty `messages`."""
     messages = data.get("messages")
@@ -56,7 +60,7 @@ def _dialect(endpoint: str, data: dict[str, Any]) -> str:
     return "responses" if endpoint == "chat_completions" and not talks else endpoint
 
 
-def exact_input(endpoint: str, data: dict[str, Any], group: str) -> int:
+def exact_input(endpoint: str, data: Mapping[str, Any], group: str) -> int:
     """Input tokens where they can be counted exactly, else 0."""
     if budgets is None:
         return 0
@@ -69,7 +73,14 @@ async def can_pay(exchange: Exchange, group: str) -> bool:
         return False
     if exchange.spending is None or exchange.asked is None or budgets is None:
         return True
-    return await budgets.enforcement.next_attempt(exchange.spending, exchange.asked, group)
+    try:
+        paid = await budgets.enforcement.next_attempt(exchange.spending, exchange.asked, group)
+        refusal = exchange.spending.refusal
+    except BudgetsUnavailable as unknown:
+        paid, refusal = False, unknown
+    if not paid and not exchange.attempts:
+        exchange.unpaid = refusal
+    return paid
 
 
 async def send(runtime: "Runtime", exchange: Exchange, attempt: Attempt, call: dict[str, Any]) -> None:
@@ -77,8 +88,17 @@ async def send(runtime: "Runtime", exchange: Exchange, attempt: Attempt, call: d
     if exchange.closed:
         raise compat.cannot_call("The request is over.", call)  # a guardrail refused it while LiteLLM got ready
     if exchange.spending is not None and exchange.asked is not None and budgets is not None:
-        if not await budgets.enforcement.send(exchange.spending, exchange.asked, attempt, call):
+        try:
+            paid = await budgets.enforcement.send(exchange.spending, exchange.asked, attempt, call)
+        except BudgetsUnavailable as unknown:
+            if attempt.number == 1:
+                exchange.unpaid = unknown
+            raise compat.cannot_call(unknown.message, call) from unknown
+        if not paid:
+            if attempt.number == 1:  # what was reserved for it has run out, and others have the money by now
+                exchange.unpaid = exchange.spending.refusal
             raise compat.cannot_call(f"The budgets do not pay for another attempt at {attempt.model}.", call)
+        exchange.unpaid = None
         if attempt.reserved_nano:
             _write_down(runtime, exchange, call)
     exchange.sent = True

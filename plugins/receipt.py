@@ -199,10 +199,11 @@ def _receipt(usage: Any, cost: float | None, state: str = UsageState.REPORTED) -
         return Receipt(UsageState.UNKNOWN if cost is None else state, cost_nano=_nano(cost))
     if usage_metadata.is_metadata(usage):
         usage = usage_metadata.in_openais_words(usage)
+    usage = _fields(usage)
     prompt = _count(usage, "prompt_tokens")
     output = _count(usage, "completion_tokens") or _count(usage, "output_tokens")
-    details = _field(usage, "prompt_tokens_details") or _field(usage, "input_tokens_details")
-    out_details = _field(usage, "completion_tokens_details") or _field(usage, "output_tokens_details")
+    details = _fields(_field(usage, "prompt_tokens_details") or _field(usage, "input_tokens_details"))
+    out_details = _fields(_field(usage, "completion_tokens_details") or _field(usage, "output_tokens_details"))
     cached = _count(details, "cached_tokens") or _count(usage, "cache_read_input_tokens")
     if not prompt:
         prompt = _count(usage, "input_tokens")
@@ -312,6 +313,15 @@ def _hidden(response: Any) -> Mapping[str, Any]:
     return hidden if isinstance(hidden, dict) else {}
 
 
+def _fields(model: Any) -> Any:
+    """The fields of a pydantic model as a mapping: asking a model for a field it lacks costs more than all the rest."""
+    own = getattr(model, "__dict__", None)
+    if not own or isinstance(model, dict):
+        return model
+    extra = getattr(model, "__pydantic_extra__", None)
+    return {**own, **extra} if extra else own
+
+
 def _field(holder: Any, name: str) -> Any:
     if holder is None:
         return None
@@ -319,5 +329,7 @@ def _field(holder: Any, name: str) -> Any:
 
 
 def _count(holder: Any, name: str) -> int:
-    value = _field(holder, name)
+    if holder is None:
+        return 0
+    value = holder.get(name) if isinstance(holder, dict) else getattr(holder, name, None)
     return value if isinstance(value, int) else 0

@@ -7,12 +7,17 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from core.asgi import App
+from core.breakers.redis import SIGNAL as BREAKERS
+from core.cache.redis import SIGNAL as CACHE
 from core.errors import ConfigError, OrchestrationError
 from core.runtime import Runtime
-from plugins import compat, payment
+from plugins import admission, compat, payment, route
 from plugins.admin.budgets import BUDGETS
+from plugins.admin.metrics import metrics_router
+from plugins.admin.resilience import breakers_router
 from plugins.admin.routes import admin_router
 from plugins.admin.secrets import REFRESH, refresh_as_told
 from plugins.alerts.secrets import SecretAlerts
@@ -20,13 +25,25 @@ from plugins.alerts.service import Alerts
 from plugins.batches.poller import Poller
 from plugins.budgets.notices import BudgetNotices
 from plugins.budgets.service import Budgets
+from plugins.caching import service as caching
 from plugins.draining import Draining
 from plugins.edge import Edge
 from plugins.hooks import Orchestration
 from plugins.limits import Entrance
 from plugins.log import configure_logging
+from plugins.metrics import traffic
+from plugins.metrics.service import Metrics
 from plugins.models import models_router
 from plugins.pricing import price_list_version
+from plugins.resilience import outages
+from plugins.resilience import service as resilience
+from plugins.resilience.breakers import DeploymentBreakers
+from plugins.resilience.health import Checking
+from plugins.resilience.outages import Outages
+from plugins.routing.candidates import Candidates
+from plugins.routing.experiments import Experiments
+from plugins.routing.live import Loads
+from plugins.routing.service import ROUTING, Routing
 from secrets_manager.audit import SecretAudit
 from secrets_manager.resolver import Happened, SecretEvent
 
@@ -47,9 +64,14 @@ class Wiring:
         configure_logging(self.runtime.settings.analytics.log_level)
         self.callback = Orchestration(self.runtime)
         self.edge: Edge | None = None
+        compat.spare_contexts()
         compat.wrap_app(self._wrap)
         compat.mount(admin_router(self.runtime, lambda: self.alerts, self._entrance))
         compat.mount_first(models_router())
+        traffic.traffic = traffic.Traffic(self._names)
+        metrics = Metrics(self.runtime, traffic.traffic, lambda: self.alerts, self._entrance)
+        compat.mount(metrics_router(metrics))
+        self.runtime.beside(metrics.run)
         draining = Draining(self.close)
         compat.mount(draining.router())
         draining.follow_signals()
@@ -65,6 +87,29 @@ class Wiring:
         compat.secrets().listen(self._alert)
         payment.budgets = Budgets(self.runtime, BudgetNotices(self.alerts.raise_))
         self.runtime.beside(payment.budgets.run)
+        route.routing = Routing(self.runtime, Loads(payment.budgets.expected.typical), Candidates())
+        breakers = DeploymentBreakers(self.runtime, self.alerts.raise_)
+        route.routing.loads.open_breaker = breakers.is_open
+        route.routing.loads.quiet = breakers.quiet
+        resilience.resilience = resilience.Resilience(self.runtime, breakers, route.routing.candidates)
+        self.runtime.beside(breakers.run)
+        self.runtime.on_signal(BREAKERS, breakers.hear)
+        compat.mount(breakers_router(self.runtime))
+        checking = Checking(self.runtime, breakers, route.routing.candidates, _deployments)
+        resilience.resilience.checks = checking.checks
+        self.runtime.beside(checking.run)
+        self.runtime.beside(resilience.resilience.measure)
+        routing = route.routing
+        cache = caching.Caching(self.runtime, admission.foresee, compat.secret, lambda: routing.agreed)
+        caching.caching = cache
+        resilience.stale_answer = cache.stale_answer
+        outages.outages = Outages(self.runtime, resilience.resilience, cache.identities, admission.foresee)
+        self.runtime.beside(cache.run)
+        self.runtime.on_signal(CACHE, cache.hear_invalidated)
+        self.runtime.on_signal(caching.FORGET, cache.hear_forget)
+        self.runtime.beside(route.routing.run)
+        self.runtime.on_signal(ROUTING, route.routing.hear)
+        self.runtime.beside(Experiments(self.runtime, self.alerts.raise_).run)
         self.runtime.on_written(payment.budgets.written)
         self.runtime.beside(Poller(compat, self.runtime.journal.amend, payment.budgets.notices.overrun).run)
         self.runtime.on_signal(BUDGETS, payment.budgets.hear)
@@ -85,6 +130,10 @@ class Wiring:
 
     def _entrance(self) -> Entrance | None:
         return None if self.edge is None else self.edge.entrance_now()
+
+    def _names(self) -> tuple[str, ...]:
+        """What a client may ask for by a name of the configuration."""
+        return (*self.runtime.snapshot.policies, *compat.model_groups())
 
     def _alert(self, event: SecretEvent) -> None:
         """On a thread of the secrets."""
@@ -130,6 +179,11 @@ class Wiring:
     def _note_prices(self, task: "asyncio.Task[str]") -> None:
         if not task.cancelled() and task.exception() is None:
             self.runtime.price_version = task.result()
+
+
+def _deployments() -> list[dict[str, Any]]:
+    """All entries of LiteLLM's `model_list`."""
+    return [one for group in compat.model_groups() for one in compat.deployments_of(group)]
 
 
 _COLLECT_EVERY = (10_000, 10, 10)

@@ -194,7 +194,7 @@ class SecretService:
             if type(value) is str:
                 if value.startswith(PLACEHOLDER):
                     changed[name] = self._put(value, model, found)
-            elif type(value) is dict and is_credential(name):
+            elif type(value) is dict and _is_credential(name):
                 inside = {
                     inner: self._put(text, model, found)
                     for inner, text in cast("dict[str, object]", value).items()
@@ -330,6 +330,10 @@ class SecretService:
 
 
 _MOST_EARLY = 10_000
+
+
+_is_credential = lru_cache(maxsize=1000)(is_credential)
+"""The names of a call's arguments are few, and come with each of them."""
 
 
 @lru_cache(maxsize=10_000)

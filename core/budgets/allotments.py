@@ -19,8 +19,9 @@ PLENTY = 10
 """One is drawn where this many times as much is free,"""
 LOW = 5
 """and given back where less than this many times as much is, so that the end of a budget is there for everybody."""
-PREFIX = "allotment:"
-"""How the names of their leases begin; the instance follows, and a number."""
+_PREFIX = "!allotment:"
+"""How the names of their leases begin; the instance follows, and a number. It sorts before the name of any request, so
+that what is asked for by age has them all."""
 _IN_USE = 60.0
 """Seconds for which an account counts as in use after a reservation on it."""
 _MOST = 1000
@@ -49,6 +50,11 @@ class _InUse:
     limit_nano: int
     left_nano: int
     seen: float
+
+
+def drawn_by(lease: str) -> str | None:
+    """The instance whose allotment a lease is, None for one of an attempt."""
+    return lease.removeprefix(_PREFIX).rpartition(":")[0] if lease.startswith(_PREFIX) else None
 
 
 class Allotments:
@@ -182,7 +188,7 @@ class Allotments:
 
     async def _draw(self, use: _InUse) -> None:
         self._count += 1
-        key, lease, amount = use.account.key, f"{PREFIX}{self._instance}:{self._count}", self._amount(use.limit_nano)
+        key, lease, amount = use.account.key, f"{_PREFIX}{self._instance}:{self._count}", self._amount(use.limit_nano)
         # Nothing at all is the level below: taken where there is less than plenty.
         claim = Claim(use.account, use.limit_nano, (amount, 0))
         ours = False

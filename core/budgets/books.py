@@ -7,13 +7,13 @@ one of them was away or lost what it had.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Container, Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
 from core.budgets.account import Account, Balance
-from core.budgets.allotments import PREFIX, Allotments
+from core.budgets.allotments import Allotments, drawn_by
 from core.errors import BudgetsUnavailable, StoreError
 from core.settings.models import OutageMode
 from core.state.reservations import (
@@ -241,12 +241,25 @@ class Books:
             raise BudgetsUnavailable(f"What is left of the budgets is not known: {error}") from error
         return found
 
-    async def reconcile(self, before: str, present: Callable[[Iterable[str]], Awaitable[set[str]]]) -> int:
+    async def reconcile(
+        self, before: str, present: Callable[[Iterable[str]], Awaitable[set[str]]], ended: Container[str] = ()
+    ) -> int:
         """Let go of settled leases, of requests named before `before`, whose events the store has: their worker died
-        when it had written them and not yet said so. `present` knows which requests are stored. Returns how many."""
-        leases = [lease for lease in await self._state.settled(before) if lease.id not in self._held]
-        stored = await present({request_of(lease.id) for lease in leases})
-        over = [lease for lease in leases if request_of(lease.id) in stored]
+        when it had written them and not yet said so. `present` knows which requests are stored.
+
+        `ended` are instances that are no more and left nothing that is not in the store: what was spent of their
+        allotments is in it. Of any other that is not heard of, an allotment may be in use. Returns how many.
+        """
+        attempts: list[Lease] = []
+        over: list[Lease] = []
+        for lease in await self._state.settled(before):
+            instance = drawn_by(lease.id)
+            if instance is None and lease.id not in self._held:
+                attempts.append(lease)
+            elif instance is not None and instance != self._instance and instance in ended:
+                over.append(lease)
+        stored = await present({request_of(lease.id) for lease in attempts})
+        over += [lease for lease in attempts if request_of(lease.id) in stored]
         if over:
             accounts = [Account.parse(key) for key in {key for lease in over for key in lease.amounts}]
             balances = await self._around.balances(accounts)
@@ -374,7 +387,7 @@ class Books:
         if alive:
             await self._state.renew(alive)
         for lease in await self._state.reap():
-            whose = "the worker of" if lease.id.startswith(PREFIX) else "the sent attempt"
+            whose = "the worker of" if drawn_by(lease.id) else "the sent attempt"
             _LOG.warning("nothing was heard of %s %s; it counts as spent at what was reserved", whose, lease.id)
 
     async def _move(self) -> None:

@@ -15,8 +15,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("core.cli.init:command", "Add the lines to an existing proxy's config.yaml."),
     "doctor": ("core.cli.doctor:command", "Find out why something does not work."),
     "budgets": ("core.cli.budgets:command", "See budgets, explain what they do, and steer them."),
+    "experiments": ("core.cli.experiments:command", "Start, stop and judge experiments."),
     "alerts": ("core.cli.alerts:command", "Try alert channels out, send again what did not arrive."),
     "secrets": ("secrets_manager.cli:command", "See, refresh and audit secrets by reference."),
+    "routing": ("core.cli.routing:command", "See how requests are routed, and why."),
+    "explain": ("core.cli.routing:explain_request", "Say why a recorded request went where it went."),
+    "simulate": ("core.cli.simulate:command", "Replay recorded requests through a proposed config.yaml."),
     "report": ("core.cli.report:report", "Show who used what, and what it cost."),
 }
 

@@ -9,10 +9,9 @@ from typing import Any
 
 import click
 
-from core.cli.proxy import ask, part, proxy_options
+from core.cli.proxy import ask, every, part, proxy_options
 from core.cli.table import print_table
 
-_PAGE = 1000
 _MONEY = ("total", "spent", "reserved", "left", "extra", "would reserve")
 
 _member = click.option("--member", help="Whose part of it, where each user, team, key or model has its own.")
@@ -28,14 +27,8 @@ def command() -> None:
 @proxy_options
 def list_command(url: str, key_file: Path | None, as_json: bool) -> None:
     """The budgets in force and how they stand."""
-    found: list[dict[str, Any]] = []
-    query: dict[str, Any] = {"limit": _PAGE}
-    while True:
-        page = ask("GET", url, key_file, "budgets", query=query)
-        found += [ask("GET", url, key_file, f"budgets/{part(entry['id'])}") for entry in page["budgets"]]
-        if page["next_cursor"] is None:
-            break
-        query["cursor"] = page["next_cursor"]
+    listed = every(url, key_file, "budgets")
+    found = [ask("GET", url, key_file, f"budgets/{part(entry['id'])}") for entry in listed]
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return

@@ -1,7 +1,7 @@
 """Asking a running proxy's admin API."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 from urllib.parse import quote, urlsplit
@@ -10,6 +10,7 @@ import click
 
 MASTER_KEY = "LITELLM_MASTER_KEY"
 _TIMEOUT = 60.0
+_PAGE = 1000
 _THIS_MACHINE = ("127.0.0.1", "::1", "localhost")
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -65,6 +66,17 @@ def ask(
     if answer.status_code >= 300 or not isinstance(found, dict):
         raise click.ClickException(f"{url} answered {answer.status_code}: {_message(found)}")
     return cast("dict[str, Any]", found)
+
+
+def every(url: str, key_file: Path | None, section: str) -> Iterator[dict[str, Any]]:
+    """All entries of a section of the admin API, page by page; as `ask`."""
+    query: dict[str, Any] = {"limit": _PAGE}
+    while True:
+        page = ask("GET", url, key_file, section, query=query)
+        yield from page[section]
+        if page["next_cursor"] is None:
+            return
+        query["cursor"] = page["next_cursor"]
 
 
 def part(name: str) -> str:

@@ -179,6 +179,11 @@ def is_newest(segment: Segment) -> bool:
     return all(_number(path) <= segment.number for path in others)
 
 
+def is_gone(directory: Path, instance: str) -> bool:
+    """Whether no segment of the instance is left, in anybody's hands."""
+    return all(_instance(path) != instance for path in segment_paths(directory))
+
+
 def _number(path: Path) -> int:
     match = _NAME.fullmatch(path.name)
     assert match is not None

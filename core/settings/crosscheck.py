@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
+from importlib.metadata import entry_points
 from typing import Any, cast
 
 from core.settings.finding import Finding, Loc, Severity, shown_name
@@ -95,6 +96,8 @@ def _identity(settings: Settings, names: _Names) -> Iterator[Finding]:
     yield from _repeated("keys", [key.key or key.key_hash or "" for key in settings.keys], "key", "key")
     for name, tier in tiers.items():
         yield from names.models_or_policies(("tiers", name, "models"), tier.models)
+        if tier.default_policy is not None and tier.default_policy not in names.policies:
+            yield _missing(("tiers", name, "default_policy"), tier.default_policy, names.policies, "policy")
     for name, group in settings.groups.items():
         for field, members in (("users", group.users), ("teams", group.teams)):
             for index, member in enumerate(members):
@@ -106,11 +109,17 @@ def _identity(settings: Settings, names: _Names) -> Iterator[Finding]:
 def _routing(settings: Settings, names: _Names) -> Iterator[Finding]:
     routing = settings.routing
     objectives = {*Objective, *routing.strategies}
+    if any(policy.objective not in objectives for policy in routing.policies.values()):
+        objectives |= entry_points(group="litellm_orchestration.strategies").names
     for name, policy in routing.policies.items():
         if name in names.models:
             message = f"'{shown_name(name)}' is also a model of model_list; give the policy another name"
             yield Finding("error", (SECTION, "routing", "policies", name), message)
         yield from names.models_only(("routing", "policies", name, "candidates"), policy.candidates)
+        for candidate in policy.weights:
+            if candidate not in policy.candidates:
+                loc = ("routing", "policies", name, "weights", candidate)
+                yield _missing(loc, candidate, policy.candidates, "candidate of the policy")
         if policy.objective not in objectives:
             loc = ("routing", "policies", name, "objective")
             yield _missing(loc, policy.objective, objectives, "objective or custom strategy")
@@ -123,8 +132,14 @@ def _routing(settings: Settings, names: _Names) -> Iterator[Finding]:
         if experiment.policy not in routing.policies:
             yield _missing((*place, "policy"), experiment.policy, routing.policies, "policy")
         for number, variant in enumerate(experiment.variants):
-            yield from names.model((*place, "variants", number, "model"), variant.model)
+            if variant.model is not None:
+                yield from names.model((*place, "variants", number, "model"), variant.model)
     yield from _repeated("routing.experiments", [one.id for one in routing.experiments], "id", "id")
+    for index, experiment in enumerate(routing.experiments):
+        for earlier in routing.experiments[:index]:
+            if earlier.policy == experiment.policy and earlier.drawn_from == experiment.drawn_from:
+                message = f"divides units in the same way as '{earlier.id}', whose seed is the same"
+                yield Finding("warning", (SECTION, "routing", "experiments", index), message)
 
 
 _SCOPES = ("users", "teams", "user_groups", "models", "keys", "task_types")

@@ -1,5 +1,6 @@
 """From a config.yaml and an environment to settings, or to everything that is wrong with them."""
 
+import importlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -10,8 +11,9 @@ from core.overlay import SETTINGS, Merged, Overlay, put_setting
 from core.settings.crosscheck import cross_check, model_names_of
 from core.settings.environment import effective_environ, overridden
 from core.settings.finding import Finding, InvalidConfig, Loc, errors, for_variables, in_order, shown_name
-from core.settings.models import Settings
+from core.settings.models import Objective, Settings
 from core.settings.references import denied_findings, reference_findings
+from core.settings.rule_check import rule_findings
 from core.settings.source import SECTION, Source, read
 from core.settings.unbuilt import unbuilt
 from core.settings.unsafe import unsafe
@@ -71,12 +73,26 @@ def _loaded(source: Source, environ: Mapping[str, str], overlay: Overlay) -> Loa
         findings += cross_check(
             settings, model_names_of(document), models_may_come_later=_database_models(document, environ)
         )
+        findings += rule_findings(settings)
+        places = {finding.loc for finding in findings}  # an objective that is none has been found already
+        findings += [one for one in _strategies(settings, source.path.parent) if one.loc not in places]
         findings += denied_findings(document, settings.secrets)
         findings += unsafe(settings, document, environ)
     placed = in_order([*source.findings, *(_placed(finding, source, merged, variables) for finding in findings)])
     if settings is None or errors(placed):
         raise InvalidConfig(placed)
     return Loaded(settings, document, source.path, source.files, overlay.over(source.digest), placed, source)
+
+
+def _strategies(settings: Settings, folder: Path) -> list[Finding]:
+    """Custom strategies that cannot be loaded. What loads them is no part of the core, so it is reached by name."""
+    if not settings.routing.strategies and all(
+        policy.objective in set(Objective) for policy in settings.routing.policies.values()
+    ):
+        return []
+    module = importlib.import_module("custom_router.strategies")
+    found: list[Finding] = module.strategy_findings(settings.routing, folder)
+    return found
 
 
 def _section(document: Mapping[str, Any]) -> tuple[dict[str, Any], list[Finding]]:

@@ -14,10 +14,6 @@ def _says_something(value: object) -> bool:
     return value is not None and value not in ([], {}, "")
 
 
-def _true(value: object) -> bool:
-    return str(value).lower() in {"true", "yes", "on", "1", "y", "t"}
-
-
 @dataclass(frozen=True, slots=True)
 class Unbuilt:
     """A place below `orchestration:` (`*` is any name or index), and what does not happen although it is set."""
@@ -29,24 +25,7 @@ class Unbuilt:
 
 UNBUILT: tuple[Unbuilt, ...] = (
     Unbuilt("journal.redis", "the journal is written to journal.dir"),
-    Unbuilt("routing.order", "a policy is answered by its first candidate"),
-    Unbuilt(
-        "routing.policies.*.objective", "a policy is answered by its first candidate", lambda value: value != "priority"
-    ),
-    Unbuilt("routing.policies.*.sticky", "a policy is answered by its first candidate"),
-    Unbuilt("routing.policies.*.regions", "deployments of every region are used"),
-    Unbuilt("routing.policies.*.fallback_response", "clients get an error when every candidate fails"),
-    Unbuilt("routing.rules", "rules are not applied"),
-    Unbuilt("routing.experiments", "nobody is assigned to a variant"),
-    Unbuilt("routing.strategies", "custom strategies are not asked"),
-    Unbuilt("caching.enabled", "answers are not cached", _true),
-    Unbuilt("caching.default_ttl", "answers are not cached"),
-    Unbuilt("caching.cache_strategies", "answers are not cached"),
-    Unbuilt("resilience.circuit_breaker", "there is no circuit breaker"),
-    Unbuilt("resilience.retries", "LiteLLM's own retries apply"),
-    Unbuilt("resilience.health_checks", "deployments are not checked"),
     Unbuilt("analytics.retention_days", "usage is kept for ever"),
-    Unbuilt("analytics.metrics", "no metrics are served", _true),
 )
 
 

@@ -57,12 +57,15 @@ class RedisReservations:
 
     async def reserve(self, lease: str, claims: Sequence[Claim], *, slack: int = 1) -> Reserved | TooLittle | Unopened:
         keys = [*_SHARED, *[(_ACCOUNT + claim.account.key).encode() for claim in claims]]
-        # One text and not an argument for each word: the client takes longer over arguments than the script does.
-        wanted = [self.epoch, self._term, str(len(claims[0].amounts)), str(slack)]
-        for claim in claims:
-            wanted.append(str(claim.limit_nano))
-            wanted += map(str, claim.amounts)
-        answer = await self._run("reserve", keys, [lease.encode(), " ".join(wanted).encode()])
+        # One text and not an argument for each word: that is quicker on both sides.
+        most = claims[0].amounts
+        wanted: list[str | int] = [self.epoch, self._term, len(most), slack]
+        wanted += [claim.limit_nano for claim in claims]
+        if all(claim.amounts == most for claim in claims):
+            wanted += most
+        else:
+            wanted += [amount for claim in claims for amount in claim.amounts]
+        answer = await self._run("reserve", keys, [lease, " ".join(map(str, wanted))])
         word = answer[0]
         if word == b"lost":
             raise StateLost

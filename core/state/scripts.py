@@ -1,38 +1,22 @@
-"""The Lua scripts of this package, run in Redis. Calls that come while others are under way travel together: most of
-what a call costs is its way through the client."""
+"""The Lua scripts of this package, run in Redis over one connection that all calls share."""
 
 import asyncio
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from hashlib import sha1
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
+from core.state.connection import Connection
 from core.state.reservations import StateAway
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
-Words = Sequence[str | bytes]
+Words = Sequence[str | bytes | int]
 
-_ALONE = 4
-"""How many calls, or companies of calls, are under way at once."""
-_TOGETHER = 32
 _REDIRECTIONS = 4
-_CONNECTIONS = 16
-_QUEUE_SECONDS = 30.0
-"""How long a call waits for a connection; they take a fraction of a millisecond each."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    answer: "asyncio.Future[Any]"
-    name: str
-    keys: Words
-    arguments: Words
 
 
 class Scripts:
@@ -48,114 +32,117 @@ class Scripts:
         self._patience = patience
         self._node: tuple[str, int] | None = None
         """Where the keys have moved to."""
+        self._connection: Connection | None = None
+        self._connecting: asyncio.Task[Connection] | None = None
         self._client: Redis | None = None
-        self._under_way = 0
-        self._waiting: deque[_Waiting] = deque()
-        self._companies: set[asyncio.Task[None]] = set()
 
     async def run(self, name: str, keys: Words, arguments: Words) -> Any:
         """What `lua/<name>.lua` says; Any because each says something else. Raises StateAway."""
-        if self._under_way >= _ALONE or self._waiting:
-            answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-            self._waiting.append(_Waiting(answer, name, keys, arguments))
-            return await answer
-        self._under_way += 1
         try:
-            return await self._call(name, keys, arguments)
+            connection = self._connection
+            if connection is None or connection.broken:
+                connection = await self._connected()
+            return await connection.call((b"EVALSHA", _script(name)[1], len(keys), *keys, *arguments))
         except Exception as error:
-            raise away(error) or error from error
-        finally:
-            self._under_way -= 1
-            self._go_on()
+            return await self._again(error, name, keys, arguments)
 
     def client(self) -> "Redis":
         """For what is no script."""
         if self._client is None:
-            from redis.asyncio import BlockingConnectionPool, Redis
+            from redis.asyncio import Redis
             from redis.asyncio.retry import Retry
             from redis.backoff import NoBackoff
-            from redis.exceptions import ConnectionError
 
-            pool = BlockingConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-                self._url if self._node is None else _at(self._url, *self._node),
-                max_connections=_CONNECTIONS,
-                timeout=_QUEUE_SECONDS,
+            self._client = Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
+                self._address,
                 socket_timeout=self._patience,
                 socket_connect_timeout=self._patience,
                 socket_keepalive=True,
-                retry=Retry(NoBackoff(), 1, supported_errors=(ConnectionError,)),
+                retry=Retry(NoBackoff(), 1),
             )
-            self._client = Redis.from_pool(pool)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
         return self._client
 
     async def close(self) -> None:
-        if self._client is not None:
-            await self._client.aclose()
-            self._client = None
+        if self._connecting is not None:
+            self._connecting.cancel()
+        await self._part()
 
-    async def _call(self, name: str, keys: Words, arguments: Words) -> Any:
+    async def _again(self, failure: Exception, name: str, keys: Words, arguments: Words) -> Any:
+        """What is left to do for a script that failed: to load it, to follow its keys, to connect anew."""
         from redis.exceptions import ConnectionError, MovedError, NoScriptError
 
-        text, digest = _script(name)
+        rest = (len(keys), *keys, *arguments)
+        command: tuple[str | bytes | int, ...] = (b"EVALSHA", _script(name)[1], *rest)
+        connected_anew = False
         for _ in range(_REDIRECTIONS):
-            client: Any = self.client()
-            node = self._node
+            if isinstance(failure, NoScriptError):
+                command = (b"EVAL", _script(name)[0], *rest)
+            elif isinstance(failure, MovedError):
+                await self._go_to((str(failure.host), failure.port))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+            elif isinstance(failure, ConnectionError) and (not connected_anew or self._node is not None):
+                connected_anew = True
+                if self._connection is None or self._connection.broken:
+                    await self._go_to(None)  # the keys may be another node's by now
+            else:
+                raise away(failure) or failure from failure
             try:
-                try:
-                    return await client.evalsha(digest, len(keys), *keys, *arguments)
-                except NoScriptError:
-                    return await client.eval(text, len(keys), *keys, *arguments)
-            except MovedError as moved:
-                await self._go_to((str(moved.host), moved.port))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
-            except ConnectionError:
-                if self._node == node:  # else others have gone elsewhere meanwhile, and closed this connection
-                    if node is None:
-                        raise
-                    await self._go_to(None)  # the keys may be another one's by now
+                return await (await self._connected()).call(command)
+            except Exception as error:
+                failure = error
         raise StateAway("the nodes of the Redis Cluster send each other its keys")
+
+    @property
+    def _address(self) -> str:
+        return self._url if self._node is None else _at(self._url, *self._node)
+
+    async def _connected(self) -> Connection:
+        """The connection, opened where there is none; whoever comes meanwhile waits for the same attempt."""
+        from redis.exceptions import ConnectionError
+
+        if self._connection is not None and not self._connection.broken:
+            return self._connection
+        if self._connecting is None or self._connecting.done():
+            self._connecting = asyncio.get_running_loop().create_task(self._connect())
+        connecting, task = self._connecting, asyncio.current_task()
+        try:
+            return await asyncio.shield(connecting)
+        except asyncio.CancelledError:
+            if connecting.cancelled() and not (task and task.cancelling()):
+                raise ConnectionError("Connection closed") from None
+            raise
+
+    async def _connect(self) -> Connection:
+        from redis.asyncio.connection import ConnectionPool
+        from redis.asyncio.retry import Retry
+        from redis.backoff import NoBackoff
+
+        if self._connection is not None:
+            await self._connection.close()
+        while True:
+            address = self._address
+            # No limit of redis-py's own to an answer: it costs a timer a call.
+            pool = ConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+                address, socket_timeout=None, socket_keepalive=True, retry=Retry(NoBackoff(), 0)
+            )
+            connection = Connection(pool.make_connection(), self._patience)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+            await connection.open()
+            if address == self._address:
+                self._connection = connection
+                return connection
+            await connection.close()
 
     async def _go_to(self, node: tuple[str, int] | None) -> None:
         if node != self._node:
             self._node = node
-            await self.close()
+            await self._part()
 
-    def _go_on(self) -> None:
-        if self._waiting and self._under_way < _ALONE:
-            company = [self._waiting.popleft() for _ in range(min(_TOGETHER, len(self._waiting)))]
-            self._under_way += 1
-            task = asyncio.get_running_loop().create_task(self._travel(company))
-            self._companies.add(task)
-            task.add_done_callback(self._companies.discard)
-
-    async def _travel(self, company: Sequence[_Waiting]) -> None:
-        try:
-            pipeline: Any = self.client().pipeline(transaction=False)
-            for one in company:
-                pipeline.evalsha(_script(one.name)[1], len(one.keys), *one.keys, *one.arguments)
-            for one, answer in zip(company, await pipeline.execute(raise_on_error=False), strict=True):
-                await self._deliver(one, answer)
-        except Exception as error:
-            for one in company:
-                _fail(one, error)
-            await self._go_to(None)
-        finally:
-            self._under_way -= 1
-            self._go_on()
-
-    async def _deliver(self, one: _Waiting, answer: Any) -> None:
-        from redis.exceptions import MovedError, NoScriptError
-
-        if isinstance(answer, NoScriptError | MovedError):
-            answer = await self._call(one.name, one.keys, one.arguments)
-        if isinstance(answer, Exception):
-            _fail(one, answer)
-        elif not one.answer.done():  # whoever waited may have left
-            one.answer.set_result(answer)
-
-
-def _fail(one: _Waiting, error: Exception) -> None:
-    if not one.answer.done():
-        one.answer.set_exception(away(error) or error)
+    async def _part(self) -> None:
+        connection, self._connection = self._connection, None
+        client, self._client = self._client, None
+        if connection is not None:
+            await connection.close()
+        if client is not None:
+            await client.aclose()
 
 
 def away(error: Exception) -> StateAway | None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import BigInteger, ColumnElement, Connection, Row, Select, func, literal, select, text, tuple_
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from core.audit import (
     OPENED,
@@ -26,6 +25,7 @@ from core.store.tables import audit_records
 from core.store.writing import insert, without_nul
 
 if TYPE_CHECKING:
+    from core.store.connection import AsyncConnection
     from core.store.engine import Store
 
 _LOG = logging.getLogger("orchestration.audit")
@@ -204,7 +204,7 @@ def _loose_heads(connection: Connection) -> list[Head]:
     return sorted(heads)
 
 
-async def _pages(connection: AsyncConnection, chain: str) -> AsyncGenerator[list[Entry]]:
+async def _pages(connection: "AsyncConnection", chain: str) -> AsyncGenerator[list[Entry]]:
     """A chain from its beginning, some records at a time."""
     after: int | None = None
     of_chain = select(audit_records).where(_columns.chain == chain).order_by(_columns.seq).limit(_PAGE)
@@ -216,7 +216,7 @@ async def _pages(connection: AsyncConnection, chain: str) -> AsyncGenerator[list
         after = rows[-1].seq
 
 
-async def _missed(connection: AsyncConnection, claim: Head, last: Head | None, why: str) -> Broken | None:
+async def _missed(connection: "AsyncConnection", claim: Head, last: Head | None, why: str) -> Broken | None:
     """What is wrong with the place of a record that must be there."""
     if last is None:
         return Broken(claim.chain, 1, f"the whole chain is missing: record {claim.seq} must be there, {why}")

@@ -22,8 +22,6 @@ from sqlalchemy import (
     select,
     union_all,
 )
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.dialects.postgresql import JSONB
 
 from core.budgets import Account, Balance, Coverage
 from core.budgets.coverage import Per
@@ -36,7 +34,7 @@ from core.store.tables import (
     usage_attempts,
     usage_events,
 )
-from core.store.writing import insert, without_nul
+from core.store.writing import insert, upserting, without_nul
 
 if TYPE_CHECKING:
     from core.store.engine import Store
@@ -190,7 +188,9 @@ class BudgetRepository:
         """
         budget = _clean(budget)
         before = _Before(self._store.is_sqlite, budget, start_ms)
-        done = before.insert(budget_backfills).values(budget=budget, start_ms=start_ms, done_ms=self._now_ms())
+        done = upserting(budget_backfills, is_sqlite=self._store.is_sqlite).values(
+            budget=budget, start_ms=start_ms, done_ms=self._now_ms()
+        )
         of_period = [budget_backfills.c.budget, budget_backfills.c.start_ms]
         # First, for its lock on the row: of two at once, the second sees what the first found, and more events.
         noted = done.on_conflict_do_update(index_elements=of_period, set_={"done_ms": done.excluded.done_ms})
@@ -309,7 +309,6 @@ class _Before:
         self._is_sqlite = is_sqlite
         self._budget = budget
         self._start_ms = start_ms
-        self.insert = sqlite.insert if is_sqlite else postgresql.insert
 
     def statement(self, coverage: Coverage, end_ms: int, models: Sequence[str]) -> Any:  # either dialect's Insert
         """Set base_nano of every member to what its events say, and return the rows that this changed."""
@@ -336,7 +335,7 @@ class _Before:
             .order_by(sums.c.member)  # the order in which the ledger locks them
         )
         names = [column.name for column in budget_spend.columns]
-        new = self.insert(budget_spend).from_select(names, rows)
+        new = upserting(budget_spend, is_sqlite=self._is_sqlite).from_select(names, rows)
         return new.on_conflict_do_update(
             index_elements=[_spend.budget, _spend.start_ms, _spend.member],
             set_={"base_nano": new.excluded.base_nano, "version": _spend.version + 1},
@@ -390,6 +389,8 @@ class _Before:
         """The texts of a column's JSON array, as `value`."""
         if self._is_sqlite:
             return func.json_each(column).table_valued("value", name=name)
+        from sqlalchemy.dialects.postgresql import JSONB
+
         return func.jsonb_array_elements_text(cast(column, JSONB)).table_valued("value", name=name)
 
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from core import child
 from core.errors import StoreError
+from core.store.connection import AsyncConnection, AsyncEngine, create_async_engine
 from core.store.errors import RecordRefused, blames_the_values, plain_reason
 from core.store.migrations import HEAD, upgrade_to_head
 from core.store.sqlite import READING, SqliteWriter, sqlite_engine
@@ -24,11 +25,14 @@ from core.store.url import StoreUrl
 
 if TYPE_CHECKING:
     from core.store.alerts import AlertRepository
+    from core.store.allocations import AllocationRepository
     from core.store.audit import AuditRepository
     from core.store.batches import BatchRepository
     from core.store.budgets import BudgetRepository
+    from core.store.feedback import FeedbackRepository
     from core.store.instances import InstanceRepository
     from core.store.overlay import OverlayRepository
+    from core.store.routing_versions import RoutingVersionRepository
     from core.store.usage import UsageRepository
 
 T = TypeVar("T")
@@ -43,8 +47,10 @@ class Store:
     Every failure of the database raises StoreError, which names the store without its password.
     """
 
-    def __init__(self, url: StoreUrl, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, url: StoreUrl, written: str, clock: Callable[[], float] = time.time) -> None:
         self.url = url
+        self._written = written
+        """As it was given, with its password."""
         self.clock = clock
         # A database in memory has the one connection, which is the event loop's.
         self._writer = SqliteWriter(url) if url.file is not None else None
@@ -109,24 +115,71 @@ class Store:
 
         return OverlayRepository(self)
 
-    async def upgrade(self) -> None:
-        """Bring the tables to this version. Any number of workers may do so at once; one works, the others wait."""
+    @cached_property
+    def feedback(self) -> "FeedbackRepository":
+        """What callers said about their answers."""
+        from core.store.feedback import FeedbackRepository
+
+        return FeedbackRepository(self)
+
+    @cached_property
+    def allocations(self) -> "AllocationRepository":
+        """What instances agree on about experiments."""
+        from core.store.allocations import AllocationRepository
+
+        return AllocationRepository(self)
+
+    @cached_property
+    def routing_versions(self) -> "RoutingVersionRepository":
+        """The configurations that were in force."""
+        from core.store.routing_versions import RoutingVersionRepository
+
+        return RoutingVersionRepository(self)
+
+    async def upgrade(self, *, apart: bool = False) -> None:
+        """Bring the tables to this version. Any number of workers may do so at once; one works, the others wait.
+
+        With `apart` a process of its own does what there is to do, so that what that needs takes no memory here.
+        """
         with self._explained("could not be upgraded"):
             if self.url.file is not None:
                 self.url.file.absolute().parent.mkdir(parents=True, exist_ok=True)
-                async with _directory_lock(self.url.file.absolute().parent):
-                    await self._set_wal()
-                    await self._upgrade()
-            else:
-                await self._upgrade()
+            if apart and await self._upgraded_apart():
+                return
+            async with self._alone():
+                if await self.version() != HEAD:
+                    await self._upgrade_here()
 
-    async def _upgrade(self) -> None:
-        if await self.version() == HEAD:
-            return
+    async def _upgrade_here(self) -> None:
         async with self.engine.begin() as connection:
             if not self.is_sqlite:
                 await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})
             await connection.run_sync(upgrade_to_head)
+
+    async def _upgraded_apart(self) -> bool:
+        """Whether the tables are of this version now. False where there can be no process that does it."""
+        if self.is_sqlite and self.url.file is None:
+            return False
+        async with self._alone():
+            if await self.version() == HEAD:
+                return True
+        try:
+            answered = await child.ask("core.store.migrations", self._written.encode())
+        except (OSError, NotImplementedError):
+            return False
+        if answered.printed:
+            raise StoreError(answered.printed.decode(errors="replace"))
+        return answered.returncode == 0
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncGenerator[None]:
+        """With a file: nobody else upgrades it meanwhile, and it is read and written side by side from now on."""
+        if self.url.file is None:
+            yield
+            return
+        async with _directory_lock(self.url.file.absolute().parent):
+            await self._set_wal()
+            yield
 
     async def _set_wal(self) -> None:
         # A property of the file, so it is set once; here, where nobody else can be in the middle of it.
@@ -199,7 +252,7 @@ class Store:
 
 def open_store(url: str, clock: Callable[[], float] = time.time) -> Store:
     """The store at this URL (`StoreUrl.parse`). Raises StoreError for a URL that cannot be used."""
-    return Store(StoreUrl.parse(url), clock)
+    return Store(StoreUrl.parse(url), url, clock)
 
 
 def _postgresql_engine(url: StoreUrl) -> AsyncEngine:

@@ -4,9 +4,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, delete, select
-from sqlalchemy.dialects import postgresql, sqlite
 
 from core.store.tables import instances
+from core.store.writing import upserting
 
 if TYPE_CHECKING:
     from core.store.engine import Store
@@ -38,7 +38,7 @@ class InstanceRepository:
         """Say that this worker lives; workers not seen for a day are forgotten. Raises StoreError."""
         now = int(self._store.clock() * 1000)
         row = asdict(instance) | {"seen_ms": now}
-        insert = (sqlite if self._store.is_sqlite else postgresql).insert(instances).values(row)
+        insert = upserting(instances, is_sqlite=self._store.is_sqlite).values(row)
         rest = {name: insert.excluded[name] for name in row if name != "instance"}
         upsert = insert.on_conflict_do_update(index_elements=["instance"], set_=rest)
         old = delete(instances).where(instances.c.seen_ms < now - _FORGOTTEN_AFTER_MS)

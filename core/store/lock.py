@@ -8,9 +8,9 @@ from typing import Protocol
 
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from core.errors import StoreError, StoreLocked
+from core.store.connection import AsyncConnection
 from core.store.engine import Store
 from core.store.errors import plain_reason
 

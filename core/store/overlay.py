@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, func, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from core.errors import StoreError
 from core.overlay import Overlay
 from core.store.tables import overlay_versions
+from core.store.writing import upserting
 
 if TYPE_CHECKING:
     from core.store.engine import Store
@@ -65,7 +65,7 @@ class OverlayRepository:
             "change": change,
             "overlay": overlay.text,
         }
-        insert = (sqlite if self._store.is_sqlite else postgresql).insert(overlay_versions).values(row)
+        insert = upserting(overlay_versions, is_sqlite=self._store.is_sqlite).values(row)
         # Of two that come at once, one waits for the other here and then finds its version taken.
         guarded = insert.on_conflict_do_nothing(index_elements=["version"])
         old = (_columns.version <= overlay.version - _WHOLE_KEPT) & _columns.overlay.is_not(None)

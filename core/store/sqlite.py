@@ -7,8 +7,8 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from core.store.connection import AsyncEngine, create_async_engine
 from core.store.tables import SCHEMA
 from core.store.url import StoreUrl
 

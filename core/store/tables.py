@@ -2,7 +2,7 @@
 
 from dataclasses import fields
 
-from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, MetaData, Table, Text
+from sqlalchemy import BigInteger, Boolean, Column, Double, Index, Integer, MetaData, Table, Text
 
 from core.usage import Attempt, UsageEvent
 
@@ -21,10 +21,12 @@ _KINDS = ((_NUMBERS, BigInteger), (_SMALL_NUMBERS, Integer), (_FLAGS, Boolean))
 _OPTIONAL = {
     *("litellm_call_id", "key_hash", "key_alias", "user_id", "team_id", "tier", "task_type", "priority", "session_id"),
     *("asked_model", "used_model", "deployment", "provider", "provider_model", "variant", "price_version", "cache"),
-    *("error_class", "first_token_ms", "accounts", "clamped"),
+    *("error_class", "first_token_ms", "accounts", "clamped", "policy", "route", "traits", "settings"),
 }
+_ELSEWHERE = {"assignments", "attempts"}
+"""Fields with tables of their own."""
 
-EVENT_COLUMNS = tuple(field.name for field in fields(UsageEvent) if field.name != "attempts")
+EVENT_COLUMNS = tuple(field.name for field in fields(UsageEvent) if field.name not in _ELSEWHERE)
 ATTEMPT_COLUMNS = tuple(field.name for field in fields(Attempt))
 
 
@@ -46,6 +48,20 @@ usage_attempts = Table(
     *(_column(name, key=name == "number") for name in ATTEMPT_COLUMNS),  # accounts: a JSON array of keys, NULL for none
     sqlite_with_rowid=False,
 )
+
+usage_assignments = Table(
+    "usage_assignments",
+    metadata,
+    # The requests of experiments' units that count, with the arm that each was assigned to.
+    Column("experiment", Text, primary_key=True),
+    Column("request_id", Text, primary_key=True),
+    Column("variant", Text, nullable=False),
+    Column("unit", Text, nullable=False),
+    Column("time_ms", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+Index("usage_assignments_time", usage_assignments.c.experiment, usage_assignments.c.time_ms)
 
 usage_amendments = Table(
     "usage_amendments",
@@ -261,3 +277,70 @@ batch_jobs = Table(
 )
 
 Index("batch_jobs_next", batch_jobs.c.done_ms, batch_jobs.c.next_ms)
+
+# -- routing and experiments -----------------------------------------------------------------------------------------
+
+feedback = Table(
+    "feedback",
+    metadata,
+    # What callers said about their answers: the last value for each metric, first said and last changed when, and the
+    # key that said it last.
+    Column("request_id", Text, primary_key=True),
+    Column("metric", Text, primary_key=True),
+    Column("value", Double, nullable=False),
+    Column("time_ms", BigInteger, nullable=False),
+    Column("updated_ms", BigInteger, nullable=False),
+    Column("key_hash", Text),
+    sqlite_with_rowid=False,
+)
+
+feedback_waiting = Table(
+    "feedback_waiting",
+    metadata,
+    # Feedback on requests whose events had not arrived, one row for each that may turn out to be the owner. `giver` is
+    # the key that said it, or the user where there is no key; `any_request` is set for administrators.
+    Column("request_id", Text, primary_key=True),
+    Column("metric", Text, primary_key=True),
+    Column("giver", Text, primary_key=True),
+    Column("value", Double, nullable=False),
+    Column("time_ms", BigInteger, nullable=False),
+    Column("key_hash", Text),
+    Column("user_id", Text),
+    Column("any_request", Boolean, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+Index("feedback_waiting_giver", feedback_waiting.c.giver)
+
+settings_versions = Table(
+    "settings_versions",
+    metadata,
+    # What decided about requests, by the digest that their events carry.
+    Column("digest", Text, primary_key=True),
+    Column("first_ms", BigInteger, nullable=False),
+    Column("document", Text, nullable=False),
+)
+
+experiment_ranges = Table(
+    "experiment_ranges",
+    metadata,
+    # Whose an experiment's buckets are. The newest version is in force; the older ones say what was in force when.
+    Column("experiment", Text, primary_key=True),
+    Column("version", BigInteger, primary_key=True, autoincrement=False),
+    Column("seed", Text, nullable=False),
+    Column("ranges", Text, nullable=False),
+    Column("time_ms", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+experiment_closures = Table(
+    "experiment_closures",
+    metadata,
+    # Arms that a guardrail has stopped; one that was opened again keeps its row.
+    Column("experiment", Text, primary_key=True),
+    Column("variant", Text, primary_key=True),
+    Column("reason", Text, nullable=False),
+    Column("time_ms", BigInteger, nullable=False),
+    Column("reopened_ms", BigInteger),
+    sqlite_with_rowid=False,
+)

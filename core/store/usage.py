@@ -1,20 +1,28 @@
 """Usage events in the store: written once each, amended where something better is known, read back whole."""
 
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import orjson
-from sqlalchemy import Connection, RowMapping, delete, select, update
+from sqlalchemy import Connection, RowMapping, delete, select, text, update
 
 from core.budgets import Balance
 from core.errors import StoreError
 from core.journal import Amendment
 from core.store.budgets import balances_of, charge
-from core.store.tables import ATTEMPT_COLUMNS, EVENT_COLUMNS, SCHEMA, usage_amendments, usage_attempts, usage_events
+from core.store.tables import (
+    ATTEMPT_COLUMNS,
+    EVENT_COLUMNS,
+    SCHEMA,
+    usage_amendments,
+    usage_assignments,
+    usage_attempts,
+    usage_events,
+)
 from core.store.writing import insert, without_nul
 from core.usage import Attempt, UsageEvent
 
@@ -50,6 +58,15 @@ class Written:
     inserted: int
     amended: int
     balances: tuple[Balance, ...] = ()
+
+
+REPLAY_COLUMNS = (
+    *("time_ms", "endpoint", "key_hash", "key_alias", "user_id", "team_id", "groups", "tier", "task_type", "priority"),
+    *("session_id", "asked_model", "used_model", "input_tokens", "output_tokens", "cost_nano", "status", "streamed"),
+    *("traits", "error_class"),
+)
+"""What `UsageRepository.replay` gives of each request."""
+_REPLAYED = 10_000
 
 
 class _AlreadyThere(Exception):
@@ -108,9 +125,12 @@ class UsageRepository:
         raise StoreError(f"other workers keep writing the same usage events to {self._store.url}; trying again helps")
 
     async def get(self, request_id: str) -> UsageEvent | None:
-        """The event with its attempts; None when there is none."""
+        """The event with its attempts and assignments; None when there is none."""
         async with self._store.reading() as connection:
-            return (await connection.run_sync(self._load, [request_id])).get(request_id)
+            event = (await connection.run_sync(self._load, [request_id])).get(request_id)
+            if event is not None and event.variant:
+                event.assignments = await connection.run_sync(_assignments_of, event)
+        return event
 
     async def present(self, request_ids: Iterable[str]) -> set[str]:
         """Those of the requests whose events are stored. Raises StoreError."""
@@ -134,6 +154,23 @@ class UsageRepository:
 
         return await usage_report(self._store, start_ms, end_ms, by, filters)
 
+    async def replay(
+        self, since_ms: int, until_ms: int, chunk: int = _REPLAYED
+    ) -> AsyncGenerator[list[tuple[Any, ...]]]:
+        """What was asked from `since_ms` up to, not including, `until_ms`, in the order of its arrival, for decisions
+        to be made again: `chunk` requests at a time, each the values of `REPLAY_COLUMNS`.
+
+        As the driver gives them: groups are a JSON array, flags may be 0 and 1. All of it is as it was at the
+        beginning; close the generator (`contextlib.aclosing`) where it is not read to its end. Raises StoreError.
+        """
+        names = ", ".join(f'"{name}"' for name in REPLAY_COLUMNS)
+        table = "usage_events" if self._store.is_sqlite else f"{SCHEMA}.usage_events"
+        # As text: what SQLAlchemy does with each value takes longer than reading it.
+        asked = f"SELECT {names} FROM {table} WHERE time_ms >= :since AND time_ms < :until ORDER BY time_ms"  # noqa: S608
+        async with self._store.reading() as connection:
+            async for rows in connection.partitions(text(asked), chunk, {"since": since_ms, "until": until_ms}):
+                yield cast("list[tuple[Any, ...]]", rows)
+
     def _present(self, connection: Connection, request_ids: Sequence[str | None]) -> set[str]:
         found: set[str] = set()
         for start in range(0, len(request_ids), _CHUNK):
@@ -145,6 +182,7 @@ class UsageRepository:
     def _insert(self, connection: Connection, events: Collection[UsageEvent]) -> None:
         rows: list[tuple[Any, ...]] = []
         attempts: list[tuple[Any, ...]] = []
+        assignments: list[tuple[Any, ...]] = []
         for event in events:
             values = _event_values(event)
             rows.append((*values[:_GROUPS], _groups_text(event.groups), *values[_GROUPS + 1 :]))
@@ -152,10 +190,13 @@ class UsageRepository:
                 values = _attempt_values(attempt)
                 accounts = orjson.dumps(attempt.accounts).decode() if attempt.accounts else None
                 attempts.append((event.request_id, *values[:_ACCOUNTS], accounts, *values[_ACCOUNTS + 1 :]))
+            for experiment, variant, unit in event.assignments:
+                assignments.append((experiment, event.request_id, variant, unit, event.time_ms))
         # Another worker may have stored one of them since we looked, too.
         if insert(connection, usage_events, rows) != len(rows):
             raise _AlreadyThere
         insert(connection, usage_attempts, attempts)
+        insert(connection, usage_assignments, assignments)
 
     def _waiting(self, connection: Connection) -> list[Amendment]:
         """Amendments that waited for an event which is here now."""
@@ -165,7 +206,7 @@ class UsageRepository:
             f"SELECT amendment FROM {prefix}usage_amendments AS a "  # noqa: S608
             f"WHERE EXISTS (SELECT 1 FROM {prefix}usage_events AS e WHERE e.request_id = a.request_id)"
         )
-        return [Amendment.from_json(text.encode()) for text in connection.exec_driver_sql(statement).scalars()]
+        return [Amendment.from_json(each.encode()) for each in connection.exec_driver_sql(statement).scalars()]
 
     def _amend(self, connection: Connection, amendments: Sequence[Amendment], charges: dict[str, int]) -> int:
         """Improve what is stored, and add to `charges` what that moves in the accounts; returns how many changed."""
@@ -239,6 +280,17 @@ def _kept(value: str | int | None) -> str | int | None:
 
 def _groups_text(groups: tuple[str, ...]) -> str:
     return orjson.dumps(groups).decode() if groups else "[]"
+
+
+def _assignments_of(connection: Connection, event: UsageEvent) -> tuple[tuple[str, str, str], ...]:
+    """In the order in which the event's variants name the experiments."""
+    columns = usage_assignments.c
+    names = [variant.partition("/")[0] for variant in (event.variant or "").split(",")]
+    chosen = select(columns.experiment, columns.variant, columns.unit).where(
+        columns.experiment.in_(names), columns.request_id == event.request_id
+    )
+    found = {row.experiment: (row.experiment, row.variant, row.unit) for row in connection.execute(chosen)}
+    return tuple(found[name] for name in names if name in found)
 
 
 def _attempt(row: RowMapping) -> Attempt:

@@ -35,6 +35,16 @@ def insert(connection: Connection, table: Table, rows: Sequence[tuple[Any, ...]]
     return inserted
 
 
+def upserting(table: Table, *, is_sqlite: bool) -> Any:  # the Insert of either dialect
+    """An INSERT that can say what is to be done ON CONFLICT. A dialect takes two megabytes: only the one in use is
+    loaded."""
+    if is_sqlite:
+        from sqlalchemy.dialects import sqlite as dialect
+    else:
+        from sqlalchemy.dialects import postgresql as dialect
+    return dialect.insert(table)
+
+
 def _clean(table: Table, rows: Sequence[tuple[Any, ...]]) -> list[Sequence[Any]]:
     columns: list[Sequence[Any]] = list(zip(*rows, strict=True))
     for number, column in enumerate(table.columns):

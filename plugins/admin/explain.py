@@ -22,8 +22,8 @@ from core.settings.validation import nearest
 from core.snapshot import Snapshot
 from core.state.memory import MemoryReservations
 from core.state.reservations import Claim, Reserved, Standing, TooLittle, Unopened
-from custom_router.router import Plan, rank
-from plugins import compat
+from custom_router.decision import Plan
+from plugins import compat, route
 from plugins.admin.access import ready
 from plugins.admin.entries import json_body
 from plugins.admin.standing import paused, period_of, service, shown
@@ -32,9 +32,11 @@ from plugins.budgets.output_limit import read_output_limit
 from plugins.budgets.spending import Spending
 
 _ENDPOINT = "chat_completions"
-_WHO = ("user_id", "team_id", "key")
-_FIELDS = (*_WHO, "model", "task_type", "input_tokens", "output_tokens")
-_INPUT_TOKENS = 1000
+WHO = ("user_id", "team_id", "key")
+_FIELDS = (*WHO, "model", "task_type", "input_tokens", "output_tokens")
+INPUT_TOKENS = 1000
+"""Of a request that is asked about without saying how many."""
+
 _MOST_TOKENS = 1 << 31
 _NO_LIMIT = 1 << 60
 _LONGEST = 1024
@@ -66,8 +68,13 @@ async def explain(runtime: Runtime, auth: Any, request: Request) -> dict[str, An
     snapshot, now_ms = runtime.snapshot, int(runtime.clock() * 1000)
     question, own = _question(snapshot, auth, body)
     caller = question.caller
-    context = RequestContext(new_request_id(), _ENDPOINT, caller, question.model, question.task_type)
-    plan = rank(context, snapshot.policies, snapshot.access)
+    context = RequestContext(
+        *(new_request_id(), _ENDPOINT, caller, question.model, question.task_type),
+        input_tokens=question.input_tokens,
+        output_limit=question.output_tokens,
+        time_ms=now_ms,
+    )
+    plan = (await route.router(snapshot)).decide(context, lambda group: True)
     candidates = [group for group in plan.candidates if not own or await _may_use(auth, plan, group)]
     applying = snapshot.catalog.applying(caller, question.task_type, question.model)
     charges = _charges(applying, candidates, now_ms)
@@ -81,12 +88,7 @@ async def explain(runtime: Runtime, auth: Any, request: Request) -> dict[str, An
     outcome = await trial.run(candidates, permitted) if candidates else _not_allowed(question, plan)
     reserved = trial.reserved
     return {
-        "caller": {
-            "user_id": caller.user_id,
-            "team_id": caller.team_id,
-            "groups": list(caller.groups),
-            "tier": caller.tier,
-        },
+        "caller": shown_caller(caller),
         "request": {
             "model": question.model,
             "candidates": candidates,
@@ -109,6 +111,16 @@ async def explain(runtime: Runtime, auth: Any, request: Request) -> dict[str, An
             for charge, groups in charges
         ],
         "outcome": outcome,
+    }
+
+
+def shown_caller(caller: Caller) -> dict[str, Any]:
+    """Who asks, as JSON."""
+    return {
+        "user_id": caller.user_id,
+        "team_id": caller.team_id,
+        "groups": list(caller.groups),
+        "tier": caller.tier,
     }
 
 
@@ -251,27 +263,39 @@ async def _may_use(auth: Any, plan: Plan, group: str) -> bool:
 
 def _question(snapshot: Snapshot, auth: Any, body: Mapping[str, Any]) -> tuple[Question, bool]:
     """The question, and whether it is about the key that asks."""
-    for name in body:
-        if name not in _FIELDS:
-            raise BadField(f"{shown_name(name)}: unknown field{nearest(name, _FIELDS)}", details={"valid": _FIELDS})
-    model = _text(body, "model", _LONGEST)
+    check_fields(body, _FIELDS)
+    model = text_of(body, "model")
     if model is None:
         raise BadField("model: say which model or policy is asked for.")
-    asked = {name: text for name in _WHO if (text := _text(body, name, _LONGEST)) is not None}
+    caller, own = asker(snapshot, auth, body)
+    question = Question(
+        caller=caller,
+        model=model,
+        task_type=text_of(body, "task_type", LABEL_LENGTH),
+        input_tokens=count_of(body, "input_tokens", 0) if "input_tokens" in body else INPUT_TOKENS,
+        output_tokens=count_of(body, "output_tokens", 1) if body.get("output_tokens") is not None else None,
+    )
+    return question, own
+
+
+def asker(snapshot: Snapshot, auth: Any, body: Mapping[str, Any]) -> tuple[Caller, bool]:
+    """Whom a body asks about, by the fields in `WHO`, and whether that is the key that asks: administrators may ask
+    about anybody, everybody else about themselves. Raises BadField, and LiteLLM's 403."""
+    asked = {name: text for name in WHO if (text := text_of(body, name)) is not None}
     own = snapshot.directory.caller(compat.principal_of(auth))
     if asked and not compat.may_read(auth):
         known = {"user_id": own.user_id, "team_id": own.team_id}
         if any(known.get(name) != text for name, text in asked.items()):
             raise compat.forbidden("Only the proxy's administrators may ask about others; leave out who it is about.")
         asked = {}
-    question = Question(
-        caller=_caller(snapshot, asked) if asked else own,
-        model=model,
-        task_type=_text(body, "task_type", LABEL_LENGTH),
-        input_tokens=_count(body, "input_tokens", 0) if "input_tokens" in body else _INPUT_TOKENS,
-        output_tokens=_count(body, "output_tokens", 1) if body.get("output_tokens") is not None else None,
-    )
-    return question, not asked
+    return (_caller(snapshot, asked) if asked else own), not asked
+
+
+def check_fields(body: Mapping[str, Any], valid: tuple[str, ...]) -> None:
+    """Raises BadField for a field that is not one of `valid`."""
+    for name in body:
+        if name not in valid:
+            raise BadField(f"{shown_name(name)}: unknown field{nearest(name, valid)}", details={"valid": valid})
 
 
 def _caller(snapshot: Snapshot, asked: Mapping[str, str]) -> Caller:
@@ -295,7 +319,8 @@ def _caller(snapshot: Snapshot, asked: Mapping[str, str]) -> Caller:
 _HASH = 64
 
 
-def _text(body: Mapping[str, Any], name: str, longest: int) -> str | None:
+def text_of(body: Mapping[str, Any], name: str, longest: int = _LONGEST) -> str | None:
+    """A text of the body, None where it is not there. Raises BadField."""
     given = body.get(name)
     if given is None:
         return None
@@ -304,7 +329,8 @@ def _text(body: Mapping[str, Any], name: str, longest: int) -> str | None:
     return given
 
 
-def _count(body: Mapping[str, Any], name: str, least: int) -> int:
+def count_of(body: Mapping[str, Any], name: str, least: int) -> int:
+    """A number of tokens of the body. Raises BadField."""
     given = cast("object", body[name])
     if not isinstance(given, int) or isinstance(given, bool) or not least <= given <= _MOST_TOKENS:
         raise BadField(f"{name}: must be a whole number of tokens from {least}.")

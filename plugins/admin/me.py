@@ -16,6 +16,7 @@ from core.runtime import Runtime
 from core.snapshot import Snapshot
 from plugins import admission, compat
 from plugins.admin.access import AnyKey, answered, ready
+from plugins.admin.explain import shown_caller
 from plugins.admin.standing import Standings, charge_of, paused, period_of, shown
 from plugins.limits import Entrance
 
@@ -59,10 +60,7 @@ class OwnPage:
         )
         models = await self._models(auth, snapshot, caller)
         return {
-            "user_id": caller.user_id,
-            "team_id": caller.team_id,
-            "groups": list(caller.groups),
-            "tier": caller.tier,
+            **shown_caller(caller),
             "models": models,
             "limits": await self._limits(caller),
             **await self._budgets(snapshot, caller, models),

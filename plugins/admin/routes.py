@@ -12,9 +12,13 @@ from plugins.admin.access import Changer, Reader, answered
 from plugins.admin.alerts import alerts_router
 from plugins.admin.audit import audit
 from plugins.admin.budgets import Budgets, budgets_router
+from plugins.admin.cache import cache_router
 from plugins.admin.configuration import configuration_router
 from plugins.admin.entries import entries_router
+from plugins.admin.experiments import experiments_router
+from plugins.admin.feedback import feedback_router
 from plugins.admin.me import me_router
+from plugins.admin.routing import routing_router
 from plugins.admin.status import status
 from plugins.alerts.service import Alerts
 from plugins.limits import Entrance
@@ -53,6 +57,10 @@ def admin_router(runtime: Runtime, alerts: Callable[[], Alerts], entrance: Calla
     router.include_router(me_router(runtime, entrance))
     router.include_router(alerts_router(runtime, alerts))
     router.include_router(budgets_router(runtime))
+    router.include_router(routing_router(runtime))
+    router.include_router(cache_router(runtime))
+    router.include_router(feedback_router(runtime))
+    router.include_router(experiments_router(runtime))
     router.include_router(entries_router(runtime, Budgets(runtime).standing))
     router.include_router(configuration_router(runtime))
     return router

@@ -1,22 +1,18 @@
 """A channel by an Apprise URL: Slack, Teams, e-mail, PagerDuty and over a hundred others."""
 
-import asyncio
 import json
 import os
 import re
-import sys
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from pathlib import Path
 from time import time
 from typing import Any
 
+from core import child
 from core.alerts import Severity
 from plugins.alerts.destination import Reach
 from plugins.alerts.message import Message, NotSent, refusal, seconds_of
 
 TIMEOUT = 45.0
-_ROOT = Path(__file__).resolve().parents[2]
 _KINDS: Mapping[Severity, str] = {"info": "info", "warning": "warning", "critical": "failure"}
 _PASSED_ON = ("PATH", "LANG", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "PYTHONPATH", "VIRTUAL_ENV")
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
@@ -70,31 +66,18 @@ class AppriseChannel:
                 raise NotSent(f"the service of {self.scheme}:// did not take it, or cannot be reached")
 
     async def _run(self, order: bytes) -> dict[str, Any]:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "plugins.alerts.apprise_process"),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-            env=self._environment(),
-        )
         try:
-            async with asyncio.timeout(self._timeout):
-                printed, _ = await process.communicate(order)
+            answered = await child.ask(
+                "plugins.alerts.apprise_process", order, environment=self._environment(), within=self._timeout
+            )
         except TimeoutError:
             raise NotSent(f"the service of {self.scheme}:// did not answer within {self._timeout:g} s") from None
-        finally:
-            if process.returncode is None:
-                with suppress(ProcessLookupError):
-                    process.kill()
-                await process.wait()
         try:
-            return json.loads(printed)
+            return json.loads(answered.printed)
         except ValueError:
             raise NotSent(f"Apprise failed with {self.scheme}://; is the package apprise installed?") from None
 
     def _environment(self) -> dict[str, str]:
         """What the process may know of ours: no credentials. A proxy would hide where a connection leads."""
         names = (*_PASSED_ON, *(_PROXIES + tuple(name.lower() for name in _PROXIES) if self._reach.private else ()))
-        passed = {name: os.environ[name] for name in names if name in os.environ}
-        path = os.pathsep.join(filter(None, (str(_ROOT), passed.get("PYTHONPATH"))))
-        return {**passed, "PYTHONPATH": path, "HOME": os.devnull}
+        return child.passed_on(*names) | {"HOME": os.devnull}

@@ -35,7 +35,7 @@ from core.errors import (
 )
 from core.settings.models import AtLimit
 from core.store.batches import BatchFile, Job, JobKind, Owner, Purpose
-from plugins import compat, payment
+from plugins import compat, payment, route
 from plugins.batches import lines
 from plugins.batches.messages import (
     Held,
@@ -184,7 +184,11 @@ class Batches:
             raise Unsupported(f"{model!r} is a policy, and a batch cannot be routed; name one of its models.")
         # Names that LiteLLM takes besides those of groups, such as ids of deployments, are in no budget and no tier.
         deployment = compat.batch_deployment(model) if model in compat.model_groups() and "*" not in model else None
-        permitted = deployment is not None and self._snapshot.access.permits(asker.caller.tiers, model)
+        context = RequestContext("", "batches", asker.caller, model, time_ms=_now_ms())
+        plan = (await route.router(self._snapshot)).decide(context, lambda group: True)
+        if plan.denied is not None:
+            raise ModelNotAllowed(plan.denied, details={"model": model[:200], "rule": plan.denied_by})
+        permitted = deployment is not None and model in plan.candidates
         if deployment is None or not permitted or not await compat.may_call(asker.auth, model):
             message = f"The model {model[:200]!r} is not permitted, or there is none; GET /v1/models lists yours."
             raise ModelNotAllowed(message, details={"model": model[:200], "tier": asker.caller.tier})

@@ -49,6 +49,15 @@ class Group:
         return bool(self.limit_names)
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What of a request is sent to one group, where the rest of the answer is there already."""
+
+    group: str
+    body: Mapping[str, Any]
+    body_bytes: int
+
+
 @dataclass(slots=True)
 class Asked:
     """One request as budgets see it. `body` is what LiteLLM will be given; limits are written into it."""
@@ -61,6 +70,12 @@ class Asked:
     """The tier's own limit of output tokens."""
     clamped: int | None = None
     """The output limit that was set where the client gave none, or a higher one; tokens for each answer."""
+    part: Part | None = None
+
+    def sent_to(self, group: str) -> tuple[Mapping[str, Any], int]:
+        """The body that goes to a group, and its bytes."""
+        part = self.part
+        return (self.body, self.body_bytes) if part is None or part.group != group else (part.body, part.body_bytes)
 
 
 def cap_output(asked: Asked) -> None:
@@ -136,14 +151,15 @@ class Enforcement:
 
     async def next_attempt(self, spending: Spending, asked: Asked, group: str) -> bool:
         """Whether an attempt at `group` is paid for: the first one is already, every other is reserved for now, with
-        the limit that is set by then."""
+        the limit that is set by then. `spending.refusal` says why not."""
         reservation = spending.reservation
         if reservation is not None and not reservation.sent:
             if reservation.group == group:
                 return True
             await self._books.release(reservation.lease)
             spending.reservation = None
-        if self._stopped(spending, group) is not None:
+        spending.refusal = self._stopped(spending, group)
+        if spending.refusal is not None:
             return False
         charges = spending.enforced(group)
         if not charges:
@@ -151,7 +167,12 @@ class Enforcement:
         found = self._bound(spending, asked, group)
         limit = read_output_limit(asked.endpoint, asked.body)
         tokens = limit if limit is not None and self._group_of(group).takes_limit else _most(found)
-        return await self._reserve(spending, asked, group, charges, found, [tokens]) is None
+        short = await self._reserve(spending, asked, group, charges, found, [tokens])
+        if short is None:
+            return True
+        outcome = short.outcome(spending.time_ms)
+        spending.refusal = outcome.refusal if isinstance(outcome, _Degrade) else outcome
+        return False
 
     async def send(
         self, spending: Spending, asked: Asked, attempt: Attempt, call: Mapping[str, Any] | None = None
@@ -270,7 +291,8 @@ class Enforcement:
             flat = max(charge.budget.flat_reserve_nano or 0 for charge in charges)
             amounts = (flat,) * len(limits)
         else:
-            amounts = tuple(found.cost(limit or 0) for limit in limits)
+            least = _RAISED_TO if asked.endpoint in _RAISED else 0
+            amounts = tuple(found.cost(max(limit or 0, least)) for limit in limits)
         claims = [Claim(charge.account, charge.limit_nano, amounts) for charge in charges]
         lease = spending.next_lease()
         outcome = await self._books.reserve(lease, claims, slack=GENEROUS)
@@ -306,11 +328,11 @@ class Enforcement:
         if group in spending.counted:
             return found
         spending.counted.add(group)
-        models = self._group_of(group).prices.models
-        if asked.body_bytes > _LONG:
-            tokens = await asyncio.to_thread(exact_input_tokens, asked.endpoint, asked.body, models)
+        models, (body, body_bytes) = self._group_of(group).prices.models, asked.sent_to(group)
+        if body_bytes > _LONG:
+            tokens = await asyncio.to_thread(exact_input_tokens, asked.endpoint, body, models)
         else:
-            tokens = exact_input_tokens(asked.endpoint, asked.body, models)
+            tokens = exact_input_tokens(asked.endpoint, body, models)
         if tokens is not None and tokens < found.input_tokens:
             found = spending.bounds[group] = self._bound_of(asked, group, tokens)
         return found
@@ -328,7 +350,7 @@ class Enforcement:
 
     def _bound_of(self, asked: Asked, group: str, exact: int | None = None) -> Bound:
         prices = self._group_of(group).prices
-        return bound(asked.endpoint, asked.body, asked.body_bytes, prices, input_tokens=exact)
+        return bound(asked.endpoint, *asked.sent_to(group), prices, input_tokens=exact)
 
 
 def _asks_for_more(endpoint: str, call: Mapping[str, Any], reservation: Reservation) -> bool:
@@ -404,6 +426,11 @@ def _instead_of(short: Sequence[Charge], refusal: RequestRefused) -> RequestRefu
 def _most(found: Bound) -> int | None:
     """What bounds the answer of a model that ignores limits: its own maximum."""
     return found.maximum if found.output_atto else 0
+
+
+_RAISED = frozenset({"responses", "messages"})
+_RAISED_TO = 16
+"""LiteLLM sends OpenAI's Responses API no lower limit, whatever was asked for; messages may be translated into it."""
 
 
 def _least(*limits: int | None) -> int | None:

@@ -18,14 +18,26 @@ class _Lengths:
 
     counts: dict[int, float] = field(default_factory=dict[int, float])
     total: float = 0.0
+    median: int | None = None
+    """As it was some answers ago; worked out again after each tenth of them."""
+    until: float = 0.0
 
     def add(self, tokens: int) -> None:
         bucket = math.ceil(math.log(max(tokens, 1)) / _LOG_RATIO)
         self.counts[bucket] = self.counts.get(bucket, 0.0) + 1
         self.total += 1
+        if self.total >= self.until:
+            self.median = None
         if self.total >= _MEMORY:
             self.counts = {one: count / 2 for one, count in self.counts.items() if count > 0.25}
             self.total = sum(self.counts.values())
+            self.median = None
+
+    def middle(self) -> int:
+        """About the median."""
+        if self.median is None:
+            self.median, self.until = round(self.quantile(0.5)), self.total * 1.1
+        return self.median
 
     def quantile(self, share: float) -> float:
         """The upper end of the bucket in which the next answer's quantile lies, counting it among those seen."""
@@ -63,6 +75,16 @@ class ExpectedOutput:
                     continue  # task types come from requests; the model's own answers still count
                 lengths = self._lengths[model, task] = _Lengths()
             lengths.add(tokens * 2 if cut else tokens)
+
+    def typical(self, model: str, task_type: str | None) -> int:
+        """Tokens that an answer has, more or less: the median of the task, else of the model. Where there are too few,
+        an eighth of `initial`."""
+        lengths = self._lengths.get((model, task_type or _ANY))
+        if lengths is None or lengths.total < _ENOUGH:
+            lengths = self._lengths.get((model, _ANY))
+            if lengths is None or lengths.total < _ENOUGH:
+                return self.initial // 8 or 1
+        return lengths.middle()
 
     def limit(self, model: str, task_type: str | None) -> int:
         """Tokens; see the class."""

@@ -48,9 +48,9 @@ class PriceList:
         params = cast("Mapping[str, Any]", deployment.get("litellm_params") or {})
         info = cast("Mapping[str, Any]", deployment.get("model_info") or {})
         model = str(params.get("model") or "")
-        published, named = _published(model, params, info, price_map)
+        listed, named = published(model, params, info, price_map)
         own = [price_map.get(str(info.get("id"))) or {}, info, params]
-        entry = {name: value for source in (published, *own) for name, value in source.items() if value is not None}
+        entry = {name: value for source in (listed, *own) for name, value in source.items() if value is not None}
         provider = str(params.get("custom_llm_provider") or entry.get("litellm_provider") or model.partition("/")[0])
         factor, fee = _margin(provider.split("-")[0], margins, discounts)
         tables, kinds = _tables(entry)
@@ -113,7 +113,7 @@ class PriceList:
         return found
 
 
-def _published(
+def published(
     model: str, params: Mapping[str, Any], info: Mapping[str, Any], price_map: Mapping[str, Mapping[str, Any]]
 ) -> tuple[Mapping[str, Any], str]:
     """The map's entry for a deployment, and the name it stands under."""

@@ -225,8 +225,9 @@ class Budgets:
             return
         self._next_reconciliation = now + _RECONCILE_EVERY
         before = first_request_id(self._now_ms() - _RECONCILE_AFTER_MS)
-        if finished := await self.books.reconcile(before, store.usage.present):
-            _LOG.info("%d attempts of workers that are no more were let go: the store has their costs", finished)
+        ended = self._runtime.ledger.ended if self._runtime.ledger is not None else ()
+        if finished := await self.books.reconcile(before, store.usage.present, ended):
+            _LOG.info("%d leases of workers that are no more were let go: the store has their costs", finished)
 
     def _now_ms(self) -> int:
         return int(self._runtime.clock() * 1000)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from core.budgets import Applying, Charge
 from core.budgets.books import Books
+from core.errors import RequestRefused
 from core.money import format_dollars
 from core.settings.models import AtLimit
 from core.state.reservations import Standing
@@ -64,6 +65,8 @@ class Spending:
     """The groups for which the input was counted exactly, or it was tried."""
     degraded: frozenset[str] = frozenset()
     reservation: Reservation | None = None
+    refusal: RequestRefused | None = None
+    """Why the last attempt that was to be made after the first is not paid for."""
     left_nano: int | None = None
     """What the tightest account has left, as far as is known."""
 

@@ -8,7 +8,7 @@ from core.context import RequestContext
 from core.settings import Settings
 from core.settings.models import Key
 from plugins.limits.gate import Gate, Slot
-from plugins.limits.limiter import Admission, Limiter
+from plugins.limits.limiter import NO_LIMITS, Admission, Limiter
 
 
 class Visit:
@@ -27,7 +27,7 @@ class Visit:
 
     def headers(self) -> dict[str, str]:
         """x-ratelimit headers for its answer."""
-        return self._admission.headers()
+        return {} if self._admission is NO_LIMITS else self._admission.headers()
 
 
 class Entrance:

@@ -1,7 +1,7 @@
 """The audit on a real PostgreSQL: append-only, a chain for each writer, and what was done to it is noticed."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 import psycopg
 import pytest
@@ -19,14 +19,6 @@ TABLE = "orchestration.audit_records"
 
 def record(number: int, subject: str = "") -> AuditRecord:
     return AuditRecord(1_000_000 + number, "ada", "secret.fetched", subject or f"azure://key-{number}")
-
-
-@pytest.fixture
-async def store(postgres_url: str) -> AsyncIterator[Store]:
-    opened = open_store(postgres_url)
-    await opened.upgrade()
-    yield opened
-    await opened.close()
 
 
 @pytest.fixture

@@ -19,13 +19,15 @@ from core.money import to_dollars
 from core.usage import UsageEvent
 from tests.support.budgeted import GENERATING, Budgeted, Call, bill_nano, budgeted_config, remaining
 from tests.support.eventually import eventually_sync
-from tests.support.gateway import MESSAGES, key_environment
+from tests.support.gateway import MESSAGES, PROMPT, key_environment
 from tests.support.provider import FakeProvider
 from tests.support.proxy import ProxyProcess
 
 pytestmark = pytest.mark.live
 
 CHAT = "/v1/chat/completions"
+Body = Callable[..., dict[str, Any]]
+"""Makes one of a model, an output limit and further fields."""
 STREAMS = {name: GENERATING[f"{name}-stream"] for name in ("chat", "completion", "response", "message")}
 every_stream = pytest.mark.parametrize("call", STREAMS.values(), ids=STREAMS.keys())
 
@@ -109,7 +111,7 @@ class TestRetries:
         gateway.provider.script(model="small", statuses=(503, 200))
         user = gateway.new_user()
         answer = gateway.ask(call.path, call.limited(), "roomy", user)
-        # LiteLLM opens streams of text completions when its router is done: they are not tried again.
+        # LiteLLM opens streams of text completions when its router is done: its own retries do not reach them.
         assert answer.status_code == (503 if call.path == "/v1/completions" else 200)
         event = all_paid_for(gateway.event(answer))
         assert (event.attempts[0].status, event.attempts[0].usage) == (503, "none")
@@ -132,6 +134,16 @@ class TestRetries:
         assert gateway.accounts.spent("roomy", user) == event.cost_nano >= gateway.billed_nano > 0
 
 
+def completion(model: str, limit: int = 50, **more: Any) -> dict[str, Any]:
+    """A stream of text completions, of whose failures LiteLLM's router does not learn."""
+    return {"model": model, "prompt": PROMPT, "max_tokens": limit, "stream": True, **more}
+
+
+either = pytest.mark.parametrize(
+    ("path", "body"), [(CHAT, chat), ("/v1/completions", completion)], ids=["chat", "completion-stream"]
+)
+
+
 class TestFallbacks:
     def test_a_policys_second_candidate_answers_where_the_first_does_not_fit(self, gateway: Budgeted):
         user = gateway.new_user()
@@ -149,10 +161,11 @@ class TestFallbacks:
         assert answer.json()["error"]["code"] == "budget_exceeded"
         assert gateway.provider.attempts == []
 
-    def test_each_candidate_is_reserved_for_at_its_own_price(self, gateway: Budgeted):
+    @either
+    def test_each_candidate_is_reserved_for_at_its_own_price(self, path: str, body: Body, gateway: Budgeted):
         gateway.provider.script(model="large", status=500)
         user = gateway.new_user()
-        answer = gateway.ask(CHAT, chat("smart"), "roomy", user)
+        answer = gateway.ask(path, body("smart"), "roomy", user)
         assert answer.headers["x-orchestration-model"] == "small"
         event = all_paid_for(gateway.event(answer))
         reserved = {attempt.model: attempt.reserved_nano for attempt in event.attempts}
@@ -160,10 +173,11 @@ class TestFallbacks:
         assert gateway.accounts.spent("roomy", user) == event.cost_nano == gateway.billed_nano
         assert gateway.reserved_nano("roomy", user) == 0
 
-    def test_a_timeout_before_it_is_charged_beside_the_answer(self, gateway: Budgeted):
+    @either
+    def test_a_timeout_before_it_is_charged_beside_the_answer(self, path: str, body: Body, gateway: Budgeted):
         gateway.provider.script(model="hasty", hang=True)
         user = gateway.new_user()
-        answer = gateway.ask(CHAT, chat("patient", num_retries=0), "roomy", user)
+        answer = gateway.ask(path, body("patient", num_retries=0), "roomy", user)
         gateway.provider.release()
         assert answer.status_code == 200, answer.text
         event = all_paid_for(gateway.event(answer))
@@ -173,10 +187,11 @@ class TestFallbacks:
         ]
         assert gateway.accounts.spent("roomy", user) == event.cost_nano >= gateway.billed_nano
 
-    def test_one_that_no_longer_fits_is_left_out(self, gateway: Budgeted):
+    @either
+    def test_one_that_no_longer_fits_is_left_out(self, path: str, body: Body, gateway: Budgeted):
         gateway.provider.script(model="hasty", hang=True)
         user = gateway.new_user()
-        answer = gateway.ask(CHAT, chat("patient", 200, num_retries=0), "small-change", user)
+        answer = gateway.ask(path, body("patient", 200, num_retries=0), "small-change", user)
         gateway.provider.release()
         assert answer.status_code >= 400
         assert [billed.model for billed in gateway.provider.attempts] == ["hasty"]

@@ -40,6 +40,10 @@ THEIRS = '''
 
     class Diary(CustomLogger):
         async def async_pre_call_hook(self, user_api_key_dict, cache, data, call_type):
+            if "lose the context" in str(data.get("messages")):
+                from plugins.exchange import current
+
+                current.set(None)
             data["temperature"] = 0.123
             return data
 
@@ -184,6 +188,12 @@ class TestCallback:
         assert gateway.event(answer).cost_nano == cost_nano("small", 4, 8)
         entry = noted(gateway, "success")
         assert entry["cost"] == pytest.approx(cost_nano("small", 4, 8) / 1e9)
+
+    def test_a_request_that_nobody_would_account_for_is_refused(self, gateway: Gateway):
+        answer = ask(gateway, "lose the context")
+        assert answer.status_code == 503, answer.text
+        assert "try it again" in answer.text
+        assert gateway.provider.attempts == []
 
     def test_a_failure_reaches_both(self, gateway: Gateway):
         gateway.provider.script(model="small", status=500)

@@ -58,7 +58,7 @@ def test_what_the_first_run_made_is_for_its_owner_alone_and_printed_nowhere(quic
 
 
 def test_the_programs_of_the_python_page_run_as_written(quickstart: ProxyProcess, tmp_path: Path) -> None:
-    here, remote = blocks(DOCS / "python-api.md", "python")
+    here, remote, choosing = blocks(DOCS / "python-api.md", "python")
     shutil.copy(ROOT / "config.yaml", tmp_path)
     printed = run_program(here, tmp_path, {})
     assert "Response: large heard: Explain quantum computing in simple terms" in printed
@@ -69,11 +69,11 @@ def test_the_programs_of_the_python_page_run_as_written(quickstart: ProxyProcess
 
     keys = (quickstart.cwd / ".orchestration" / "keys.env").read_text()
     master = next(line.split("=", 1)[1] for line in keys.splitlines() if line.startswith("LITELLM_MASTER_KEY="))
-    printed = run_program(
-        remote.replace("http://127.0.0.1:4000", quickstart.url), tmp_path, {"LITELLM_MASTER_KEY": master}
-    )
+    environ = {"LITELLM_MASTER_KEY": master}
+    printed = run_program(remote.replace("http://127.0.0.1:4000", quickstart.url), tmp_path, environ)
     assert "small heard: Hello 1 4" in printed
     assert "no-such-model" in printed
+    assert run_program(choosing.replace("http://127.0.0.1:4000", quickstart.url), tmp_path, environ) == "small\n"
 
 
 def run_program(program: str, folder: Path, environ: dict[str, str]) -> str:

@@ -1,16 +1,20 @@
 """A real Redis that goes away for a while, and what two workers let through meanwhile, by the provider's bill."""
 
 import asyncio
+import multiprocessing
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from core.budgets import Account, Balance
 from core.budgets.books import Books
 from core.errors import BudgetsUnavailable
+from core.journal import Journal
+from core.ledger import Ledger
 from core.settings.models import OutageMode
 from core.state.redis import RedisReservations
 from core.state.reservations import Claim, Reserved, Standing
@@ -18,6 +22,9 @@ from core.store import Store, open_store
 from core.usage import Attempt, UsageEvent
 from tests.support.eventually import eventually
 from tests.support.redis import RedisServer
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection as PipeConnection
 
 pytestmark = pytest.mark.live
 
@@ -110,6 +117,19 @@ class Bill:
     def total(self) -> int:
         return sum(self.leases.values())
 
+    def events(self) -> list[UsageEvent]:
+        return [
+            UsageEvent(
+                lease.removesuffix(":1"),
+                1_800_000_001_000,
+                "chat_completions",
+                200,
+                cost_nano=cost,
+                attempts=[Attempt(1, "large", cost_nano=cost, accounts=(TEAM.key,))],
+            )
+            for lease, cost in self.leases.items()
+        ]
+
 
 class Worker:
     def __init__(self, name: str, books: Books, around: Around) -> None:
@@ -145,18 +165,7 @@ class Worker:
     async def write(self, *bills: Bill) -> None:
         """The usage events get into the store."""
         for bill in bills:
-            events = [
-                UsageEvent(
-                    lease.removesuffix(":1"),
-                    1_800_000_001_000,
-                    "chat_completions",
-                    200,
-                    cost_nano=cost,
-                    attempts=[Attempt(1, "large", cost_nano=cost, accounts=(TEAM.key,))],
-                )
-                for lease, cost in bill.leases.items()
-            ]
-            if events:
+            if events := bill.events():
                 balances = (await self._around.store.usage.write(events)).balances
                 self.books.written(list(bill.leases), balances)
 
@@ -340,3 +349,73 @@ async def test_a_worker_that_dies_while_it_is_cut_off_has_spent_its_allotment(hi
             await eventually(presumed, what="its allotment counting as spent")
             bills.append(await other.requests(LIMIT // COST))
             assert LIMIT - ALLOTMENT - MOST < sum(bill.total for bill in bills) <= LIMIT
+
+
+def doomed(url: str, folder: Path, wire: "PipeConnection[str | list[int], str]") -> None:
+    """The process of a worker that spends some of its allotment while Redis is away, and waits to be killed."""
+
+    async def work() -> None:
+        store = open_store(f"sqlite+aiosqlite:///{folder}/store.db")
+        journal = Journal(folder / "journal", "doomed")
+        state = RedisReservations(url, lease_seconds=1, patience=0.4)
+        books = Books(state, Around(store), "doomed", on_outage=OutageMode.LOCAL, allotment=SHARE, lease_seconds=1)
+        worker = Worker("doomed", books, Around(store))
+        before = await worker.requests(AT_ONCE)
+        await drawn(worker, 2 * ALLOTMENT)
+        wire.send("drawn")
+        assert await asyncio.to_thread(wire.recv) == "Redis is away"
+        during = await worker.requests(AT_ONCE)
+        for event in (*before.events(), *during.events()):
+            journal.append(event)
+        wire.send([before.total, during.total])
+        await asyncio.Event().wait()
+
+    asyncio.run(work())
+
+
+async def test_what_a_killed_worker_did_not_spend_of_its_allotment_is_there_for_others(
+    hire: Hire, around: Around, tmp_path: Path
+) -> None:
+    with RedisServer() as server:
+        other = await hire("other", server.url, OutageMode.LOCAL, lease_seconds=1)
+        ours = await other.requests(AT_ONCE)
+        await drawn(other, ALLOTMENT)
+        wire, its_end = multiprocessing.Pipe()
+        process = multiprocessing.get_context("spawn").Process(target=doomed, args=(server.url, tmp_path, its_end))
+        process.start()
+        try:
+            assert await asyncio.to_thread(wire.recv) == "drawn"
+            async with frozen(server):
+                wire.send("Redis is away")
+                before, during = await asyncio.to_thread(wire.recv)
+                assert during == AT_ONCE * COST
+        finally:
+            process.kill()
+            process.join()
+        known = ours.total + before
+
+        async def presumed() -> bool:
+            return await other.standing() == Standing(0, known + ALLOTMENT, ALLOTMENT, 0)
+
+        await eventually(presumed, what="its allotment counting as spent")
+        present = around.store.usage.present
+        assert await other.books.reconcile("z", present, ()) == 0
+        assert await presumed()
+        journal = Journal(tmp_path / "journal", "other")
+        ledger = Ledger(
+            journal,
+            around.store.usage,
+            on_written=lambda events, balances: other.books.written(
+                [f"{event.request_id}:1" for event in events], balances
+            ),
+        )
+        ledger.start()
+        assert await ledger.catch_up()
+        assert await other.books.reconcile("z", present, ledger.ended) == 1
+
+        async def known_in_full() -> bool:
+            return await other.standing() == Standing(before + during, ours.total, ALLOTMENT, 0)
+
+        await eventually(known_in_full, what="what it spent being counted, and no more")
+        await ledger.stop()
+        journal.close()

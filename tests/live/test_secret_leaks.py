@@ -24,7 +24,7 @@ import pytest
 import redis
 
 from tests.support.eventually import eventually_sync
-from tests.support.gateway import model
+from tests.support.gateway import NO_BREAKERS, model
 from tests.support.provider import FakeProvider
 from tests.support.proxy import ProxyProcess
 from tests.support.redis import RedisServer
@@ -118,6 +118,7 @@ def configured(provider: FakeProvider, vault: FileVault, hashicorp: VaultDouble)
             model("unread", provider.url, api_key="os.environ/hashicorp://secret/missing#key"),
         ],
         "orchestration": {
+            "resilience": NO_BREAKERS,
             "store": {"url": "os.environ/env://STORE"},
             "secrets": {
                 "cache": {"ttl": 5},
@@ -261,7 +262,8 @@ def test_every_route_of_the_proxy(stage: Stage) -> None:
                 ask(stage, client, "empty", "GET", concrete)
             if "post" in methods and "key/" in path:
                 ask(stage, client, "empty", "POST", concrete, json={})
-        for path in ("/orchestration/status", "/orchestration/secrets", "/orchestration/secrets/audit", "/model/info"):
+        ours = (f"/orchestration/{page}" for page in ("status", "metrics", "secrets", "secrets/audit"))
+        for path in (*ours, "/model/info"):
             ask(stage, client, "again", "GET", path)
         ask(stage, client, "of one", "GET", "/health?model=small")
 
@@ -281,8 +283,9 @@ def test_configurations_good_and_bad(stage: Stage) -> None:
     }
     with admin(stage) as client:
         for name, text in edits.items():
+            log = stage.proxy.log_text()
+            before = log.count("settings version") + log.count("not taken over")
             stage.proxy.config.write_text(text)
-            before = stage.proxy.log_text().count("settings version") + stage.proxy.log_text().count("not taken over")
 
             def noticed(before: int = before) -> bool:
                 log = stage.proxy.log_text()

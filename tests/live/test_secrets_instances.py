@@ -44,7 +44,9 @@ def test_a_refresh_on_one_instance_reaches_the_other_within_a_second(
         with one.client() as asker, other.client() as watcher:
             status = asker.get("/orchestration/status").json()
             assert status["store"]["reachable"]
-            assert len(status["workers"]) == 2
+            eventually_sync(
+                lambda: len(asker.get("/orchestration/status").json()["workers"]) == 2, within=15, what="both workers"
+            )
             eventually_sync(lambda: connected(watcher))
             vault.put(OPENAI="sk-2")
             assert asker.post("/orchestration/secrets/refresh").json()["told_other_instances"] is True

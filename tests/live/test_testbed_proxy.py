@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 import openai
@@ -15,6 +19,7 @@ from tests.support.in_process import in_a_fresh_process, proxy_in_process
 from tests.support.node_client import NodeClient
 from tests.support.provider import FakeProvider
 from tests.support.proxy import MASTER_KEY, ProxyProcess, openai_models
+from tests.support.warm import WARM
 
 pytestmark = pytest.mark.live
 
@@ -35,6 +40,34 @@ def proxy(shared_provider: FakeProvider, shared_proxy: Callable[..., ProxyProces
 @pytest.fixture
 def client(proxy: ProxyProcess, provider: FakeProvider) -> openai.OpenAI:
     return openai.OpenAI(base_url=proxy.url, api_key=proxy.key, max_retries=0)
+
+
+class TestStart:
+    """A proxy that is forked is one that was started, only sooner."""
+
+    def test_what_litellm_reads_while_it_is_imported_makes_it_start_by_its_command(self, proxy: ProxyProcess):
+        with (proxy.cwd / "never.log").open("ab") as output:
+            other = proxy.env | {"DEFAULT_MAX_RETRIES": "7"}
+            assert WARM.fork([sys.executable], other, proxy.cwd, output, usual=proxy.env) is None
+
+    @pytest.mark.parametrize("forks", [True, False])
+    def test_it_ends_as_told_and_says_so(self, forks: bool, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(ProxyProcess, "forks", forks)
+        proxy = ProxyProcess({"model_list": openai_models("http://127.0.0.1:9", "small")}, env={"KEY": "value"})
+        with proxy:
+            assert f"{proxy.pid}" in proxy.log_text()
+            environ = Path(f"/proc/{proxy.pid}/cwd").resolve(), os.getpgid(proxy.pid)
+            assert environ == (proxy.cwd.resolve(), proxy.pid)
+            proxy.kill()
+            assert proxy.wait() == -signal.SIGKILL
+            proxy.start()
+            assert proxy.stop() == -signal.SIGTERM
+
+    @pytest.mark.parametrize("forks", [True, False])
+    def test_one_that_cannot_start_says_why(self, forks: bool, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(ProxyProcess, "forks", forks)
+        with pytest.raises(RuntimeError, match=r"ended with status [1-9]"), ProxyProcess({"model_list": 7}):
+            pass
 
 
 class TestPythonClient:

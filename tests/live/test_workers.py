@@ -39,6 +39,12 @@ def test_two_workers_keep_one_set_of_books_and_leave_nothing_behind(
 
         with ThreadPoolExecutor(8) as pool:
             answers = list(pool.map(ask, range(REQUESTS)))
+        with proxy.client() as admin:
+            # Whichever is asked knows what both have.
+            lines = admin.get("/orchestration/metrics").raise_for_status().text.splitlines()
+        counted = [float(line.split()[-1]) for line in lines if line.startswith("llm_orchestration_requests_total{")]
+        assert len(counted) == 2
+        assert sum(counted) == REQUESTS
         proxy.stop()
         events = books.all()
     assert {event.request_id for event in events} == {request_id for request_id, _ in answers}

@@ -18,7 +18,7 @@ import httpx
 from core.money import nano_dollars
 from tests.support.books import Books
 from tests.support.eventually import eventually_sync
-from tests.support.gateway import MESSAGES, OURS, PROMPT, Gateway, cost_nano, model
+from tests.support.gateway import MESSAGES, NO_BREAKERS, OURS, PROMPT, Gateway, cost_nano, model
 from tests.support.processes import free_port
 from tests.support.provider import Attempt, FakeProvider
 from tests.support.proxy import ProxyProcess
@@ -137,6 +137,7 @@ def budgeted_config(provider: FakeProvider, **settings: Any) -> dict[str, Any]:
             "fallbacks": [{"brittle": ["small"]}],
         },
         "orchestration": {
+            "resilience": NO_BREAKERS,
             "keys": [
                 {"key": "os.environ/KEY_ADA", "user_id": "ada", "team_id": "research", "tier": "premium"},
                 {"key": "os.environ/KEY_BOB", "user_id": "bob", "team_id": "sales", "tier": "premium"},

@@ -34,6 +34,10 @@ OURS: dict[str, Any] = {
 """What a config.yaml has to say besides `model_list` and `orchestration` to load us."""
 
 
+NO_BREAKERS: dict[str, Any] = {"circuit_breaker": {"failure_threshold": 1_000_000, "failure_ratio": None}}
+"""`resilience` where models fail on purpose, so that no test finds a breaker that another has opened."""
+
+
 def key_environment() -> dict[str, str]:
     """The variables that `keys` of the configurations here refer to."""
     return {f"KEY_{name.upper()}": str(key) for name, key in KEYS.items()}
@@ -85,6 +89,7 @@ def gateway_config(provider: FakeProvider, nowhere: str | None = None) -> dict[s
             "fallbacks": [{"brittle": ["small"]}, {"leaky": ["large"]}],
         },
         "orchestration": {
+            "resilience": NO_BREAKERS,
             "keys": [
                 {"key": "os.environ/KEY_ADA", "user_id": "ada", "team_id": "research", "tier": "premium"},
                 {"key": "os.environ/KEY_BOB", "user_id": "bob", "tier": "free"},

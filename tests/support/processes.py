@@ -82,8 +82,13 @@ def start(
         extra_groups=[] if user else None,
         preexec_fn=before_exec,
     )
-    _guardian.tell("+", process.pid)
+    adopt(process)
     return process
+
+
+def adopt(process: subprocess.Popen[bytes]) -> None:
+    """Have the process group that this process leads killed when our own process ends."""
+    _guardian.tell("+", process.pid)
 
 
 def stop(process: subprocess.Popen[bytes], sign: signal.Signals = signal.SIGTERM, within: float = 30) -> int:

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import httpx
 import psutil
@@ -24,6 +24,7 @@ import yaml
 from core.installation import SECRETS_FILE, SECRETS_SOURCE, names_our_secret_manager
 from tests.support import processes
 from tests.support.eventually import eventually_sync
+from tests.support.warm import WARM
 
 Command = Literal["litellm", "llm-orchestration"]
 
@@ -100,6 +101,10 @@ class ProxyProcess:
     (LiteLLM imports from it); `env` is added to `proxy_environment`.
     """
 
+    forks = False
+    """Whether proxies are forked from a process that has imported LiteLLM already (`tests.support.warm`), which is to
+    be told from a start only by the time it takes."""
+
     def __init__(
         self,
         config: Mapping[str, Any] | Path,
@@ -167,8 +172,19 @@ class ProxyProcess:
         if self.workers > 1:
             command += ["--num_workers" if self._command == "litellm" else "--workers", str(self.workers)]
         self._starts_before = self._count_starts()
+        command = [*map(str, command), *self._arguments]
         with self.log.open("ab") as output:
-            self._process = processes.start([*command, *self._arguments], env=self.env, cwd=self.cwd, output=output)
+            self._process = self._forked(command, output) or processes.start(
+                command, env=self.env, cwd=self.cwd, output=output
+            )
+
+    def _forked(self, command: Sequence[str], output: IO[bytes]) -> subprocess.Popen[bytes] | None:
+        if not self.forks or self._command != "litellm" or self.workers > 1:
+            return None
+        process = WARM.fork(command, self.env, self.cwd, output, usual=proxy_environment(self._own_folder))
+        if process is not None:
+            processes.adopt(process)
+        return process
 
     def start(self) -> None:
         """Start the command and wait until every worker answers."""

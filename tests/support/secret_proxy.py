@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tests.support.gateway import model
+from tests.support.gateway import NO_BREAKERS, model
 from tests.support.provider import FakeProvider
 from tests.support.proxy import ProxyProcess
 
@@ -57,6 +57,7 @@ def proxy_with(provider: FakeProvider, vault: FileVault, **more: Any) -> ProxyPr
         "orchestration": {
             "secrets": {"providers": {"local": {"file": str(vault.path)}}},
             "routing": {"policies": {"smart": {"candidates": ["small", "other"]}}},
+            "resilience": NO_BREAKERS,
             **more,
         },
     }

@@ -180,6 +180,7 @@ async def _inherit(store: Store, directory: Path) -> list[tuple[list[str], dict[
     ledger = Ledger(heir, store.usage, linger=0.01, on_written=note)
     ledger.start()
     await eventually(lambda: not list(directory.glob("dead-*")), within=30)
+    assert ledger.ended == {"dead"}
     await ledger.stop()
     heir.close()
     assert list(directory.iterdir()) == []

@@ -2,12 +2,13 @@
 
 import random
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pytest
 
 from core.budgets import Account, Balance
+from core.budgets.allotments import drawn_by
 from core.budgets.books import Books
 from core.errors import BudgetsUnavailable
 from core.settings.models import OutageMode
@@ -139,6 +140,10 @@ class Link(ReservationState):
         self._answers()
         return await self.state.standings(keys)
 
+    async def settled(self, before: str) -> tuple[Lease, ...]:
+        self._there()
+        return await self.state.settled(before)
+
     async def recover(self) -> bool:
         self._there()
         self._answers()
@@ -267,6 +272,25 @@ class TestWhileTheStateAnswers:
         clock.advance(61)
         await shared.reap()
         assert await standing(shared) == Standing(0, 60, 0, 0)
+
+    async def test_until_all_that_worker_spent_is_in_the_store(
+        self, worker: Worker, shared: Shared, store: Store, clock: Clock
+    ) -> None:
+        """Of one that is only not heard of it may be in use."""
+
+        async def nothing(requests: Iterable[str]) -> set[str]:
+            assert set(requests) == {"before"}
+            return set()
+
+        other = Worker(shared, store, clock, "two")
+        await other.round()
+        clock.advance(61)
+        await shared.reap()
+        assert await other.books.reconcile("r", nothing, {"two", "three"}) == 0
+        assert (await standing(shared)).spent_nano == 60
+        store.write([TEAM.key, USER.key], 15)
+        assert await other.books.reconcile("r", nothing, {"one"}) == 2
+        assert await standing(shared) == Standing(15, 10, 0, 0)
 
     async def test_it_is_renewed_while_the_account_is_in_use(
         self, worker: Worker, shared: Shared, clock: Clock
@@ -745,7 +769,7 @@ class Machine:
         # The dead have left allotments, and attempts that are said to be sent and were not: both count as spent.
         for name, lease in list(self.shared._leases.items()):
             assert name not in self.attempts
-            assert not any(name.startswith(f"allotment:{worker.name}:") for worker in self.workers)
+            assert not any(drawn_by(name) == worker.name for worker in self.workers)
             await self.shared.settle(name, list(lease.amounts), 0)
         spent = self.truth()
         for key, has in (await self.shared.standings(list(self.limits))).items():

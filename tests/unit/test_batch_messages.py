@@ -146,6 +146,7 @@ print(fingerprint(GroupPrices.of([{DEPLOYMENT | {"model_info": PRICES}}], {{}}))
 """
 
 
+@pytest.mark.live  # another process that imports LiteLLM takes long
 def test_the_same_prices_have_the_same_name_in_every_process_and_others_another():
     def name(**prices: float) -> str:
         return fingerprint(GroupPrices.of([{**DEPLOYMENT, "model_info": PRICES | prices}], {}))

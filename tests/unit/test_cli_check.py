@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ def test_a_valid_file_exits_with_0(tmp_path: Path):
 
 
 def test_warnings_alone_exit_with_0(tmp_path: Path):
-    (tmp_path / "config.yaml").write_text("orchestration: {caching: {enabled: true}}\n")
+    (tmp_path / "config.yaml").write_text("orchestration: {journal: {redis: stream}}\n")
     result = run("check", str(tmp_path / "config.yaml"))
     assert (result.exit_code, "no errors, 1 warning" in result.output) == (0, True)
 
@@ -141,15 +140,16 @@ def test_a_command_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch
     assert run("--help").exit_code == 0
 
 
-def test_check_imports_no_litellm_and_takes_less_than_a_second():
+def test_check_imports_nothing_that_would_keep_its_user_waiting():
     code = (
-        "import sys; from core.cli import main; main(['check'], standalone_mode=False); print('litellm' in sys.modules)"
+        "import sys; from core.cli import main; main(['check'], standalone_mode=False); "
+        "print(*{name.partition('.')[0] for name in sys.modules})"
     )
     environ = {name: value for name, value in os.environ.items() if name not in CLEAN}
-    started = time.process_time_ns(), os.times().children_user + os.times().children_system
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True, env=environ
     )
-    assert done.stdout.endswith("False\n")
-    # CPU seconds, so that a busy machine does not fail it.
-    assert os.times().children_user + os.times().children_system - started[1] < 1
+    imported = set(done.stdout.splitlines()[-1].split())
+    assert "core" in imported
+    slow = {"litellm", "openai", "sqlalchemy", "alembic", "redis", "fastapi", "httpx", "numpy", "rich", "apprise"}
+    assert not imported & slow

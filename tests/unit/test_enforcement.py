@@ -17,7 +17,7 @@ from core.settings.models import Budget
 from core.state.memory import MemoryReservations
 from core.store.budgets import Pause
 from core.usage import Attempt, UsageState
-from plugins.budgets.enforcement import GENEROUS, Asked, Enforcement, Group, cap_output
+from plugins.budgets.enforcement import GENEROUS, Asked, Enforcement, Group, Part, cap_output
 from plugins.budgets.expected import ExpectedOutput
 from plugins.budgets.prices import GroupPrices
 from plugins.budgets.spending import Spending
@@ -112,6 +112,13 @@ class TestLimits:
         assert spending.reservation is not None
         assert 100 * OUTPUT < spending.reservation.amount_nano <= output(100)
         assert (asked.body["max_tokens"], asked.clamped) == (100, None)
+
+    async def test_a_limit_that_litellm_raises_is_reserved_as_it_is_sent(self, books: Books) -> None:
+        body = {"input": "hi", "max_output_tokens": 5}
+        desk = Desk(books, {"total_budget": output(100)})
+        _, spending, _ = await desk.admit("large", asked=Asked("responses", body, len(orjson.dumps(body)), None))
+        assert spending.reservation is not None
+        assert spending.reservation.amount_nano >= 16 * OUTPUT
 
     async def test_a_limit_that_does_not_fit_is_refused_not_lowered(self, books: Books) -> None:
         desk = Desk(books, {"total_budget": output(100)})
@@ -249,7 +256,10 @@ class TestAttempts:
             spending.settle(attempt)
             assert attempt.cost_nano == attempt.reserved_nano
         assert not await desk.enforcement.next_attempt(spending, asked, "large")
+        assert isinstance(spending.refusal, BudgetExceeded)
+        assert spending.refusal.details["budget_id"] == "b0"
         assert await desk.enforcement.next_attempt(spending, asked, "small"), "which is cheaper"
+        assert spending.refusal is None
 
     async def test_what_was_reserved_for_a_group_that_could_not_be_tried_pays_for_the_next(self, books: Books) -> None:
         desk = Desk(books, {"total_budget": output(100)})
@@ -337,3 +347,22 @@ async def test_a_budget_that_a_thousand_clients_ask_at_once_is_not_promised_twic
 
     amounts = await asyncio.gather(*(one() for _ in range(1000)))
     assert sum(amounts) <= output(100) * 10 < sum(amounts) + max(amounts)
+
+
+async def test_a_part_of_a_request_is_reserved_for_the_model_that_is_sent_no_more(books: Books) -> None:
+    def asked(part: Part | None = None) -> Asked:
+        body = {"input": ["a" * 500, "b" * 40]}
+        return Asked("embeddings", body, len(orjson.dumps(body)), None, part=part)
+
+    rest = {"input": ["b" * 40]}
+    part = Part("large", rest, len(orjson.dumps(rest)))
+    desk = Desk(books, {"total_budget": 10**9})
+    reserved: list[int] = []
+    for group, said in (("large", None), ("large", part), ("small", part)):
+        _, spending, _ = await desk.admit(group, asked=asked(said))
+        assert spending.reservation is not None
+        reserved.append(spending.reservation.amount_nano)
+        await books.release(spending.reservation.lease)
+    whole, some, elsewhere = reserved
+    assert some < whole / 5
+    assert elsewhere == whole

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from core.context import Caller
+from core.context import Caller, RequestContext
 from core.errors import RateLimited
 from core.settings import load
 from core.settings.models import Key
@@ -301,13 +301,20 @@ async def test_a_window_takes_the_same_room_at_any_rate(counters: MemoryCounters
 async def test_a_request_without_limits_costs_next_to_nothing() -> None:
     limits = Limiter.build(settings(tiers={"premium": {"requests_per_minute": 5}}), None, {})
     context = request(ADA)
-    best = 1.0
-    for _ in range(5):
-        began = time.perf_counter()
-        for _ in range(2000):
-            assert await limits.enter(context) is NO_LIMITS
-        best = min(best, (time.perf_counter() - began) / 2000)
-    assert best < 3e-6
+
+    async def nothing(_: RequestContext) -> object:
+        return NO_LIMITS
+
+    async def fastest(enter: Callable[[RequestContext], Awaitable[object]]) -> float:
+        async def once() -> float:
+            began = time.perf_counter()
+            for _ in range(2000):
+                assert await enter(context) is NO_LIMITS
+            return time.perf_counter() - began
+
+        return min([await once() for _ in range(5)])
+
+    assert await fastest(limits.enter) < 25 * await fastest(nothing)
 
 
 async def test_nothing_is_held_of_requests_that_ended(counters: MemoryCounters) -> None:

@@ -197,16 +197,18 @@ async def test_ten_thousand_in_the_queue_cost_no_more_each_than_ten() -> None:
         gate = Gate(1, size, 60)
         waiting = [Visit(gate, 1 + number % 10) for number in range(size + 1)]
         await asyncio.sleep(0)
-        began = time.perf_counter()
+        began = time.thread_time()
         for visit in waiting[1 : size // 2]:
             gate._turn_away(next(iter(gate._queues[visit.priority])), Overloaded("enough"))
-        took = (time.perf_counter() - began) / (size // 2)
+        took = (time.thread_time() - began) / (size // 2)
         for visit in waiting:
             visit.task.cancel()
         await asyncio.wait({visit.task for visit in waiting})
         return took
 
-    assert await seconds(10_000) < 20 * max(await seconds(100), 2e-6)
+    # The least of three: a collection of garbage in the middle of it says nothing about queues.
+    many, few = [min([await seconds(size) for _ in range(3)]) for size in (10_000, 100)]
+    assert many < 20 * max(few, 2e-6)
 
 
 # -- any order of events -------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ class Answering:
         self.away = False
         self.instances = self
 
-    async def upgrade(self) -> None:
+    async def upgrade(self, *, apart: bool = False) -> None:
         if self.away:
             raise StoreError("the store does not answer")
 

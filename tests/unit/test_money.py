@@ -19,3 +19,11 @@ def test_dollars_become_the_nearest_nano_dollar(dollars: float | str | Decimal, 
 def test_nano_dollars_survive_the_way_out_and_back(nano: int) -> None:
     assert nano_dollars(to_dollars(nano)) == nano
     assert nano_dollars(format_dollars(nano)) == nano
+
+
+@given(
+    st.floats(min_value=-1e15, max_value=1e15)
+    | st.integers(min_value=-(10**15), max_value=10**15).map(lambda half: (half + 0.5) / 1e9)
+)
+def test_a_float_is_read_through_its_shortest_decimal_form_however_near_a_half_it_is(dollars: float) -> None:
+    assert nano_dollars(dollars) == nano_dollars(repr(dollars))

@@ -354,7 +354,7 @@ def test_a_thousand_references_are_read_side_by_side() -> None:
     resolver = Resolver(lambda scheme: vault, SecretCache())
     began = time.perf_counter()
     assert resolver.keep([SecretReference("azure", f"key-{n}") for n in range(1000)], "test") == {}
-    assert time.perf_counter() - began < 5
+    assert time.perf_counter() - began < 25, "one after the other they take 50 seconds"
     assert len(vault.calls) == 1000
     resolver.close()
 

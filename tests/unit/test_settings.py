@@ -88,7 +88,7 @@ orchestration:
       - {id: large-vs-small, policy: smart, unit: user, audience: {task_type: chat}, traffic: 0.5,
          variants: [{id: control, model: large, weight: 50}, {id: treatment, model: small, weight: 50}],
          metrics: {primary: rating, guardrails: [error_rate, latency_p95, cost]}, status: running}
-    strategies: {mine: my_package.MyStrategy}
+    strategies: {mine: tests.support.strategies.LastOne}
   budgets:
     - {budget_id: everyone, per: user, total_budget: 20, reset_period: DAILY, at_limit: degrade, degrade_to: [small]}
   alerts:       {channels: {ops: os.environ/ALERT_URL}, rules: [{on: [budget_threshold, breaker_open, secret_stale], to: [ops]}]}
@@ -273,13 +273,29 @@ LITERAL = "sk-" + "0123456789abcdef" * 2
             "did you mean 'cost'?",
         ),
         ("{routing: {order: [tiers, tiers]}}", ".routing", "twice"),
-        ("{routing: {rules: [{id: a, when: x, use: [larg]}]}}", ".routing.rules[0].use[0]", "'large'"),
-        ("{routing: {rules: [{id: a, when: x, prefer: [larg]}]}}", ".routing.rules[0].prefer[0]", "'large'"),
-        ("{routing: {rules: [{id: a, when: x, exclude: [larg]}]}}", ".routing.rules[0].exclude[0]", "'large'"),
+        ("{routing: {rules: [{id: a, when: 'true', use: [larg]}]}}", ".routing.rules[0].use[0]", "'large'"),
+        ("{routing: {rules: [{id: a, when: 'true', prefer: [larg]}]}}", ".routing.rules[0].prefer[0]", "'large'"),
+        ("{routing: {rules: [{id: a, when: 'true', exclude: [larg]}]}}", ".routing.rules[0].exclude[0]", "'large'"),
         ("{routing: {rules: [{id: a, when: 5, use: [large]}]}}", ".routing.rules[0].when", "an expression, or"),
+        (
+            "{routing: {rules: [{id: a, when: 'true', use: [large], priority: 1.9}]}}",
+            ".routing.rules[0].priority",
+            "integer",
+        ),
+        (
+            "{routing: {rules: [{id: a, when: 'true', use: [large], priority: yes}]}}",
+            ".routing.rules[0].priority",
+            "not true or false",
+        ),
+        (
+            "{routing: {policies: {p: {candidates: [large]}}, experiments: [{id: e, policy: p, variants: "
+            "[{id: a, model: large}, {id: b, model: small}], metrics: {guardrail_limit: yes}}]}}",
+            ".routing.experiments[0].metrics.guardrail_limit",
+            "not true or false",
+        ),
         ("{routing: {rules: [{id: a, when: x}]}}", ".routing.rules[0]", "needs one of use"),
         (
-            "{routing: {rules: [{id: a, when: x, use: [large]}, {id: a, when: x, use: [large]}]}}",
+            "{routing: {rules: [{id: a, when: 'true', use: [large]}, {id: a, when: 'true', use: [large]}]}}",
             ".routing.rules[1].id",
             "the first is routing.rules[0]",
         ),

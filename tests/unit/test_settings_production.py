@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from core.settings import UNBUILT, Finding, InvalidConfig, load
+from core.settings.unbuilt import unbuilt
 
 SAFE = "environment: production, journal: {dir: /data/journal}, store: {url: 'postgresql://localhost/db'}"
 
@@ -146,14 +147,13 @@ UNBUILT_EXAMPLES = """\
     access: [{allow: ["azure://*"]}]
   tiers: {free: {requests_per_minute: 1, tokens_per_minute: 1, max_parallel_requests: 1, max_tokens: 1, priority: 1}}
   routing:
-    order: [cost]
+    order: [tiers, cost]
     policies: {p: {candidates: [m], objective: cost, sticky: user, regions: [eu], fallback_response: sorry}}
-    rules: [{id: a, when: x, use: [m]}]
+    rules: [{id: a, when: 'true', use: [m]}]
     experiments: [{id: e, policy: p, variants: [{id: a, model: m}, {id: b, model: m}]}]
-    strategies: {mine: a.B}
+    strategies: {mine: tests.support.strategies.LastOne}
   budgets: [{budget_id: b, total_budget: 1}]
   alerts: {channels: {ops: os.environ/U}}
-  caching: {enabled: true, default_ttl: 1, cache_strategies: {task_type: {chat: {ttl: 1}}}}
   resilience: {circuit_breaker: {window: 1}, retries: {max_attempts: 1}, health_checks: {interval: 1}}
   limits: {max_concurrent_requests: 1, per_ip_requests_per_minute: 1}
   analytics: {retention_days: 1, metrics: true}
@@ -179,9 +179,10 @@ def test_what_asks_for_nothing_is_not_warned_about(tmp_path: Path):
     assert warned(tmp_path, text) == []
 
 
-def test_a_variable_that_asks_for_something_unbuilt_is_named(tmp_path: Path):
-    (finding,) = warned(tmp_path, "", {"CACHE_TTL": "60"})
-    assert finding.variable == "CACHE_TTL"
+def test_a_variable_that_asks_for_something_unbuilt_is_named():
+    section, field = UNBUILT[0].path.split(".")
+    (finding,) = unbuilt({section: {field: "x"}}, {("orchestration", section, field): "A_VARIABLE"})
+    assert finding.variable == "A_VARIABLE"
 
 
 def test_a_variable_that_is_set_for_other_reasons_does_not_warn(tmp_path: Path):

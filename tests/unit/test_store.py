@@ -52,11 +52,12 @@ def test_the_newest_revision_is_the_one_named() -> None:
     assert ScriptDirectory.from_config(config).get_current_head() == HEAD
 
 
-async def test_the_migrations_make_the_tables_that_the_code_uses(tmp_path: Path) -> None:
+@pytest.mark.parametrize("apart", [False, True])
+async def test_the_migrations_make_the_tables_that_the_code_uses(apart: bool, tmp_path: Path) -> None:
     store = open_store(f"sqlite:///{tmp_path}/below/store.db")
     assert not (tmp_path / "below").exists()
-    await store.upgrade()
-    await store.upgrade()
+    await store.upgrade(apart=apart)
+    await store.upgrade(apart=apart)
     assert await store.version() == HEAD
     async with store.reading() as connection:
         for table in metadata.tables.values():
@@ -110,13 +111,24 @@ async def test_attempts_from_before_budgets_belong_to_no_account_and_old_workers
     await store.close()
 
 
-async def test_a_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("apart", [False, True])
+async def test_a_store_of_a_newer_version_is_refused(apart: bool, tmp_path: Path) -> None:
     store = open_store(f"sqlite:///{tmp_path}/store.db")
     await store.upgrade()
     async with store.writing() as connection:
         await connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(StoreError, match="run the version that made them"):
-        await store.upgrade()
+        await store.upgrade(apart=apart)
+    await store.close()
+
+
+async def test_where_no_other_process_can_be_had_the_store_is_upgraded_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.executable", str(tmp_path / "nothing"))
+    store = open_store(f"sqlite:///{tmp_path}/store.db")
+    await store.upgrade(apart=True)
+    assert await store.version() == HEAD
     await store.close()
 
 
@@ -125,17 +137,17 @@ import asyncio, sys
 from core.store import open_store
 async def main():
     store = open_store(sys.argv[1])
-    await store.upgrade()
-    print(await store.version())
+    await store.upgrade(apart=True)
+    print(await store.version(), "alembic" in sys.modules)
     await store.close()
 asyncio.run(main())
 """
 
 
-def test_four_processes_may_upgrade_at_once(tmp_path: Path) -> None:
+def test_four_processes_may_upgrade_at_once_and_none_loads_what_that_needs(tmp_path: Path) -> None:
     command = [sys.executable, "-c", UPGRADE, f"sqlite:///{tmp_path}/store.db"]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    assert [process.communicate()[0].strip() for process in processes] == [HEAD] * 4
+    assert [process.communicate()[0].strip() for process in processes] == [f"{HEAD} False"] * 4
 
 
 async def test_a_second_writer_is_refused_and_told_who_has_the_store(tmp_path: Path) -> None:
@@ -152,3 +164,19 @@ async def test_a_second_writer_is_refused_and_told_who_has_the_store(tmp_path: P
 def test_core_imports_no_sqlalchemy_until_a_store_is_opened() -> None:
     code = "import sys, core.journal, core.ledger, core.usage, core.cli.report; print('sqlalchemy' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
+
+
+def test_a_store_loads_neither_the_orm_nor_the_dialect_of_the_other_database(tmp_path: Path) -> None:
+    code = (
+        "import asyncio, sys\n"
+        "from core.store import open_store\n"
+        "async def main():\n"
+        f"    store = open_store('sqlite:///{tmp_path}/store.db')\n"
+        "    await store.upgrade(apart=True)\n"
+        "    for name in ('usage', 'budgets', 'audit', 'alerts', 'batches', 'overlay', 'feedback', 'allocations'):\n"
+        "        getattr(store, name)\n"
+        "    await store.close()\n"
+        "asyncio.run(main())\n"
+        "print([name for name in ('sqlalchemy.orm', 'sqlalchemy.dialects.postgresql') if name in sys.modules])\n"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

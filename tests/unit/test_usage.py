@@ -1,3 +1,4 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +16,8 @@ text = st.text(st.characters(exclude_categories=["Cs"]))
         status=st.integers(0, 599),
         groups=st.lists(text).map(tuple),
         cost_nano=st.integers(0, 2**62),
+        traits=st.none() | text,
+        assignments=st.lists(st.tuples(text, text, text), max_size=2).map(tuple),
         attempts=st.lists(
             st.builds(
                 Attempt,
@@ -35,6 +38,12 @@ def test_an_event_survives_its_line_of_json(event: UsageEvent) -> None:
 def test_a_field_of_a_newer_version_is_dropped() -> None:
     line = b'{"request_id":"r","time_ms":1,"endpoint":"e","status":200,"from_the_future":1}'
     assert UsageEvent.from_json(line) == UsageEvent("r", 1, "e", 200)
+
+
+def test_an_assignment_without_its_unit_is_refused() -> None:
+    line = b'{"request_id":"r","time_ms":1,"endpoint":"e","status":200,"assignments":[["x","a"]]}'
+    with pytest.raises(ValueError, match="not enough values"):
+        UsageEvent.from_json(line)
 
 
 def test_a_field_that_a_newer_version_gave_an_attempt_is_dropped() -> None:

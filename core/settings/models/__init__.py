@@ -2,11 +2,25 @@
 
 from core.settings.models.alerts import AlertChannel, AlertChannels, AlertEvent, AlertRule, Alerts
 from core.settings.models.budgets import Anchor, AtLimit, Budget, BudgetPer, BudgetResetPeriod, Rollover, Weekday
+from core.settings.models.caching import CacheScope, CacheStrategies, CacheTtl, Caching
+from core.settings.models.conditions import Condition
+from core.settings.models.experiments import (
+    Allocation,
+    Correction,
+    Experiment,
+    ExperimentMetrics,
+    ExperimentStatus,
+    Holdout,
+    Method,
+    Namespace,
+    RampStep,
+    Unit,
+    Variant,
+)
 from core.settings.models.identity import Group, Key, Tier
 from core.settings.models.operations import (
     Analytics,
-    CacheScope,
-    Caching,
+    BreakerPer,
     CircuitBreaker,
     HealthChecks,
     Journal,
@@ -21,17 +35,14 @@ from core.settings.models.operations import (
 from core.settings.models.reservations import Reservations
 from core.settings.models.root import Environment, Settings
 from core.settings.models.routing import (
-    Experiment,
-    ExperimentMetrics,
-    ExperimentStatus,
+    Balance,
+    Match,
     Objective,
     Policy,
     Routing,
     RoutingRule,
     Stage,
     Sticky,
-    Unit,
-    Variant,
 )
 from core.settings.models.secrets import (
     AuthMethod,
@@ -81,6 +92,16 @@ __all__ = [
     "ExperimentStatus",
     "Unit",
     "Variant",
+    "Allocation",
+    "BreakerPer",
+    "Balance",
+    "Condition",
+    "Correction",
+    "Holdout",
+    "Match",
+    "Method",
+    "Namespace",
+    "RampStep",
     "Budget",
     "BudgetPer",
     "BudgetResetPeriod",
@@ -96,6 +117,8 @@ __all__ = [
     "AlertRule",
     "Caching",
     "CacheScope",
+    "CacheStrategies",
+    "CacheTtl",
     "Resilience",
     "CircuitBreaker",
     "Retries",

@@ -26,6 +26,8 @@ class AlertEvent(StrEnum):
     SHARED_STATE_DOWN = "shared_state_down"
     STORE_DOWN = "store_down"
     CONFIG_REFUSED = "config_refused"
+    EXPERIMENT_ARM_STOPPED = "experiment_arm_stopped"
+    EXPERIMENT_MISMATCH = "experiment_mismatch"
 
 
 class AlertChannel(Section):

@@ -70,4 +70,7 @@ class Tier(Section):
     max_tokens: Count | None = Field(
         default=None, description="Most output tokens a request may ask for; null = the model's."
     )
+    default_policy: Name | None = Field(
+        default=None, description="The policy that answers a request which names no model; null = none."
+    )
     priority: Priority = Field(default=2, description="From 1 to 10; 1 is served first when there is not room for all.")

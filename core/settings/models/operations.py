@@ -1,13 +1,14 @@
-"""How the proxy runs: store, shared state, journal, caching, resilience, limits, analytics."""
+"""How the proxy runs: store, shared state, journal, resilience, limits, analytics."""
 
 from collections.abc import Mapping
+from decimal import Decimal
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from core.settings.models.section import Count, Frozen, Name, Seconds, Section, Text, empty
+from core.settings.models.section import Count, Dollars, Fraction, Frozen, Seconds, Section, Text, empty
 from core.settings.urls import checked_redis_url, checked_store_url
 
 
@@ -52,47 +53,36 @@ class Journal(Section):
     )
 
 
-class CacheScope(StrEnum):
-    """Who shares cached answers."""
+class BreakerPer(StrEnum):
+    """What fails together, and is left alone together."""
 
-    USER = "user"
-    TEAM = "team"
-    GLOBAL = "global"
-
-
-class CacheTtl(Section):
-    """How long answers of one kind are kept."""
-
-    ttl: Seconds = Field(description="Seconds; 0 = not cached.")
-
-
-class CacheStrategies(Section):
-    """Exceptions from the default ttl."""
-
-    task_type: Annotated[Mapping[Name, CacheTtl], *Frozen] = Field(
-        default_factory=empty, description="A ttl for each task type."
-    )
-
-
-class Caching(Section):
-    """Answers that exist already."""
-
-    enabled: bool = Field(default=False, description="Whether answers are cached.")
-    default_ttl: Seconds = Field(default=3600, description="Seconds an answer is kept.")
-    scope: CacheScope = Field(default=CacheScope.TEAM, description="user | team | global: who shares an answer.")
-    max_entries: Count = Field(default=10_000, description="Answers kept in memory; the least recently used go first.")
-    max_bytes: Count = Field(default=268_435_456, description="Bytes kept in memory.")
-    deduplicate: bool = Field(default=True, description="Whether equal requests in flight share one answer.")
-    cache_strategies: CacheStrategies = Field(default_factory=CacheStrategies, description="Other ttls, by task type.")
+    DEPLOYMENT = "deployment"
+    REGION = "region"
 
 
 class CircuitBreaker(Section):
     """When a deployment is left alone for a while."""
 
-    failure_threshold: Count = Field(default=5, description="Failures within `window` that open it.")
-    window: Seconds = Field(default=60, description="Seconds over which failures count.")
-    open_for: Seconds = Field(default=30, description="Seconds until it is tried again.")
-    half_open_requests: Count = Field(default=1, description="Requests that try it.")
+    failure_threshold: Count = Field(
+        default=5, description="Failures in a row that open it, none more than `window` after the one before."
+    )
+    failure_ratio: Annotated[Fraction, Field(gt=0)] | None = Field(
+        default=0.5, description="Share of calls within `window` whose failure opens it; null = only failures in a row."
+    )
+    minimum_calls: Count = Field(default=20, description="Calls within `window` before `failure_ratio` says anything.")
+    window: Seconds = Field(default=60, description="Seconds over which calls and failures count.")
+    slow_call: Seconds | None = Field(
+        default=None,
+        description="Seconds (of a stream: to its first token) after which an answer counts as failed; null = never.",
+    )
+    open_for: Seconds = Field(default=30, description="Seconds until it is tried again; doubles with each failed try.")
+    max_open_for: Seconds = Field(default=300, description="Most seconds until it is tried again, also after a 429.")
+    half_open_requests: Count = Field(
+        default=1, description="Requests that try it, over all instances; that many have to succeed."
+    )
+    per: BreakerPer = Field(
+        default=BreakerPer.DEPLOYMENT, description="deployment | region (all deployments of a provider in a region)."
+    )
 
 
 class Jitter(StrEnum):
@@ -109,13 +99,23 @@ class Retries(Section):
     base_delay: Seconds = Field(default=0.2, description="Seconds before the second attempt; doubles from there.")
     max_delay: Seconds = Field(default=5, description="Most seconds between two attempts.")
     jitter: Jitter = Field(default=Jitter.FULL, description="full (anything from 0 to the delay) | none.")
+    deadline: Seconds | None = Field(
+        default=None, description="Seconds of a request after which nothing is tried again; null = none."
+    )
+    budget: Fraction = Field(default=0.2, description="Retries for each request, on average: the most extra load.")
 
 
 class HealthChecks(Section):
     """Asking deployments whether they are well."""
 
-    interval: Seconds = Field(default=60, description="Seconds between two checks; 0 = none.")
+    interval: Seconds = Field(
+        default=60,
+        description="Seconds without traffic after which a deployment is checked, and between checks; 0 = none.",
+    )
     timeout: Seconds = Field(default=10, description="Seconds after which a check has failed.")
+    daily_budget: Dollars = Field(
+        default=Decimal("0.10"), description="Most that all checks of an instance may cost a day, in dollars."
+    )
 
 
 class Resilience(Section):
@@ -169,6 +169,11 @@ class Limits(Section):
         description="Requests that wait for one in flight to end, by priority; null = twice `max_concurrent_requests`.",
     )
     queue_timeout: Seconds = Field(default=10, description="Seconds a request waits before it is refused.")
+    shed_after: Seconds = Field(
+        default=0.005,
+        description="Seconds that a task has to wait for its turn from which on requests are refused at the door, the "
+        "lowest priority first and the most urgent there are after four times that; 0 = never.",
+    )
     max_body_bytes: Count = Field(default=10_485_760, description="Largest request body in bytes.")
     per_ip_requests_per_minute: Count | None = Field(
         default=None, description="Requests per minute from one address (IPv6: from one /64); null = no limit."

@@ -8,8 +8,9 @@ from pydantic import Field
 
 from core.settings.models.alerts import Alerts
 from core.settings.models.budgets import Budget
+from core.settings.models.caching import Caching
 from core.settings.models.identity import Group, Key, Tier
-from core.settings.models.operations import Analytics, Caching, Journal, Limits, Resilience, SharedState, Store
+from core.settings.models.operations import Analytics, Journal, Limits, Resilience, SharedState, Store
 from core.settings.models.reservations import Reservations
 from core.settings.models.routing import Routing
 from core.settings.models.secrets import Secrets

@@ -18,7 +18,7 @@ from pydantic_core import PydanticKnownError
 from core.settings.models.section import Fraction, Frozen, Name, Seconds, SecretRef, Section, Text, empty
 from core.settings.reference import PREFIX, added_providers, is_vault_reference
 
-_Url = Annotated[str, StringConstraints(pattern=r"^(https?://[^\s@]+|os\.environ/[A-Za-z_]\w*)$")]
+_Url = Annotated[str, StringConstraints(pattern=r"^(https?://[^\s@]+|os\.environ/[A-Za-z_][A-Za-z0-9_]*)$")]
 
 
 class SecretProvider(StrEnum):
@@ -112,9 +112,9 @@ class AzureAuth(Section):
 class AzureSecrets(Section):
     """Azure Key Vault."""
 
-    vault_url: Annotated[str, StringConstraints(pattern=r"^(https://[^\s@]+|os\.environ/[A-Za-z_]\w*)$")] | None = (
-        Field(default=None, description="https://<name>.vault.azure.net/, or os.environ/NAME.")
-    )
+    vault_url: (
+        Annotated[str, StringConstraints(pattern=r"^(https://[^\s@]+|os\.environ/[A-Za-z_][A-Za-z0-9_]*)$")] | None
+    ) = Field(default=None, description="https://<name>.vault.azure.net/, or os.environ/NAME.")
     auth: AzureAuth = Field(default_factory=AzureAuth, description="How to log in.")
     connect_timeout: Seconds = Field(
         default=5, gt=0, description="Seconds for a connection to the vault or to the log-in host."
@@ -136,7 +136,7 @@ class AwsSecrets(Section):
     external_id: Text | None = Field(
         default=None, description="External id that the role's trust policy asks for, or os.environ/NAME."
     )
-    session_name: Annotated[str, StringConstraints(pattern=r"^[\w+=,.@-]{2,64}$")] = Field(
+    session_name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_+=,.@-]{2,64}$")] = Field(
         default="litellm-orchestration", description="What CloudTrail calls the assumed role's session."
     )
     endpoint_url: _Url | None = Field(
@@ -197,9 +197,9 @@ class HashicorpAuth(Section):
 class HashicorpSecrets(Section):
     """HashiCorp Vault: KV version 2 and 1, and engines that make secrets on demand."""
 
-    url: Annotated[str, StringConstraints(pattern=r"^(https?://[^\s@]+|os\.environ/[A-Za-z_]\w*)$")] | None = Field(
-        default=None, description="https://vault.example.com, or os.environ/NAME."
-    )
+    url: (
+        Annotated[str, StringConstraints(pattern=r"^(https?://[^\s@]+|os\.environ/[A-Za-z_][A-Za-z0-9_]*)$")] | None
+    ) = Field(default=None, description="https://vault.example.com, or os.environ/NAME.")
     namespace: Text | None = Field(default=None, description="Namespace (Vault Enterprise, HCP), or os.environ/NAME.")
     auth: HashicorpAuth = Field(default_factory=HashicorpAuth, description="How to log in.")
     mount: VaultPath = Field(default="secret", description="Mount of the KV engine that references without one mean.")

@@ -30,7 +30,8 @@ class Section(BaseModel):
         return tuple(cls.model_fields)
 
 
-def _no_bool(value: object) -> object:
+def no_bool(value: object) -> object:
+    """To stand before a number: raises ValueError for true and false."""
     # YAML 1.1 reads yes, no, on and off as booleans, and Python counts with those.
     if isinstance(value, bool):
         raise ValueError("must be a number, not true or false")
@@ -44,12 +45,12 @@ def _frozen(value: Mapping[str, Any]) -> Mapping[str, Any]:
 _LARGEST = 2**53
 """Whole numbers up to here survive JSON and Redis's Lua exactly."""
 
-Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=_LARGEST)]
-Fraction = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1, allow_inf_nan=False)]
-Seconds = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1e10, allow_inf_nan=False)]
-Weight = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1e9, allow_inf_nan=False)]
-Dollars = Annotated[Decimal, BeforeValidator(_no_bool), Field(ge=0, le=1_000_000_000, decimal_places=9)]
-Priority = Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=10)]
+Count = Annotated[int, BeforeValidator(no_bool), Field(ge=1, le=_LARGEST)]
+Fraction = Annotated[float, BeforeValidator(no_bool), Field(ge=0, le=1, allow_inf_nan=False)]
+Seconds = Annotated[float, BeforeValidator(no_bool), Field(ge=0, le=1e10, allow_inf_nan=False)]
+Weight = Annotated[float, BeforeValidator(no_bool), Field(ge=0, le=1e9, allow_inf_nan=False)]
+Dollars = Annotated[Decimal, BeforeValidator(no_bool), Field(ge=0, le=1_000_000_000, decimal_places=9)]
+Priority = Annotated[int, BeforeValidator(no_bool), Field(ge=1, le=10)]
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 # Names travel in response headers, so they are visible ASCII.

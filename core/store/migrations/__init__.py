@@ -9,7 +9,7 @@ from sqlalchemy.schema import CreateSchema
 from core.errors import StoreError
 from core.store.tables import SCHEMA
 
-HEAD = "0007"
+HEAD = "0008"
 """The newest revision. Named here so that a start with nothing to do need not import alembic."""
 
 

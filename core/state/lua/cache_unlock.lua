@@ -1,0 +1,6 @@
+-- Gives back the right to get an answer.
+-- KEYS: lock    ARGV: whose it is
+if redis.call('GET', KEYS[1]) == ARGV[1] then
+  return redis.call('DEL', KEYS[1])
+end
+return 0

@@ -1,0 +1,94 @@
+"""A policy's candidates as they stand for every request of the same tiers and needs."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from time import monotonic
+
+from core.access import TierAccess
+from core.context import Need
+from core.settings.models import Policy
+from custom_router.candidates import Candidate
+
+_FOR = 1.0
+"""Models may change at any time, by an edit or because LiteLLM learns of prices."""
+_MOST = 1000
+"""Combinations of policies, tiers and needs; tiers come from keys, needs from requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """The groups that a policy's requests may come to. `candidates` are those of the policy that are permitted and
+    capable; `barred` has of all others why they are not, `forbidden` which of them for want of permission.
+    `shortest` is the smallest context window among the candidates."""
+
+    known: Mapping[str, Candidate]
+    candidates: tuple[Candidate, ...]
+    names: tuple[str, ...]
+    barred: Mapping[str, str]
+    forbidden: frozenset[str]
+    left_out: tuple[tuple[str, str], ...]
+    shortest: float
+
+    def holds(self, names: tuple[str, ...]) -> bool:
+        """Whether all of these are among the candidates."""
+        return all(name in self.names for name in names)
+
+
+class Fields:
+    """The fields of one configuration, each worked out at most once a second."""
+
+    def __init__(self, access: TierAccess, candidate_of: Callable[[str], Candidate]) -> None:
+        self._access = access
+        self._candidate_of = candidate_of
+        self._known: dict[tuple[str, tuple[str, ...], frozenset[Need]], Field] = {}
+        self._since = 0.0
+
+    def of(
+        self,
+        asked: str,
+        policy: Policy,
+        groups: tuple[str, ...],
+        tiers: tuple[str, ...],
+        tier: str | None,
+        needs: frozenset[Need],
+    ) -> Field:
+        """`groups` are all that a request for the policy `asked` may come to; `tier` is the one that reasons name."""
+        known, now = self._known, monotonic()
+        if now - self._since >= _FOR or len(known) >= _MOST:
+            known.clear()
+            self._since = now
+        key = asked, tiers, needs
+        found = known.get(key)
+        if found is None:
+            found = known[key] = self._worked_out(policy, groups, tiers, tier, needs)
+        return found
+
+    def _worked_out(
+        self, policy: Policy, groups: tuple[str, ...], tiers: tuple[str, ...], tier: str | None, needs: frozenset[Need]
+    ) -> Field:
+        known = {name: self._candidate_of(name) for name in groups}
+        forbidden = frozenset(name for name in groups if not self._access.permits(tiers, name))
+        barred = dict.fromkeys(forbidden, f"tier {tier} does not permit it")
+        for name, candidate in known.items():
+            if name not in forbidden and (reason := incapable(candidate, policy, needs)) is not None:
+                barred[name] = reason
+        names = tuple(name for name in policy.candidates if name not in barred)
+        windows = [window for name in names if (window := known[name].context_window) is not None]
+        return Field(
+            known=known,
+            candidates=tuple(known[name] for name in names),
+            names=names,
+            barred=barred,
+            forbidden=forbidden,
+            left_out=tuple((name, barred[name]) for name in policy.candidates if name in barred),
+            shortest=min(windows, default=float("inf")),
+        )
+
+
+def incapable(candidate: Candidate, policy: Policy, needs: frozenset[Need]) -> str | None:
+    """Why a group cannot serve a policy's requests with such needs, None where it can."""
+    if policy.regions and candidate.regions.isdisjoint(policy.regions):
+        return f"none of its deployments is in {', '.join(policy.regions)}"
+    if needs and not candidate.lacks.isdisjoint(needs):
+        return f"it does not take {', '.join(sorted(candidate.lacks & needs))}"
+    return None

@@ -1,0 +1,180 @@
+"""Load shedding: a worker that falls behind refuses the least urgent requests at the door, before they have cost
+anything, so that the others are answered as fast as ever.
+
+What shows that a worker is behind is how long a task that could run has to wait for its turn. As in CoDel (RFC 8289)
+the shortest wait of an interval counts: a single long task makes some of them long, being behind all of them. While it
+is, the share of requests that are refused grows with each interval; then it shrinks. The refused are those of the
+lowest priority, and of a priority of which only a part has to go, some by chance.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from hashlib import blake2b
+
+from core.context import LOWEST_PRIORITY
+from core.errors import Overloaded
+from plugins.limits.gate import DEFAULT_PRIORITY
+
+_LOG = logging.getLogger("orchestration.shedding")
+
+_SAMPLE = 0.01
+_INTERVAL = 0.05
+_UNASKED = 1.0
+_TELL_EVERY = 60.0
+_PATIENCE = 3
+"""Intervals behind before anything is refused: a start or a collection of garbage is no overload."""
+_MORE = 0.15
+_LESS = 0.005
+_FAR = 4.0
+"""Of the target: what a wait is like that the most urgent are not to have either."""
+_LAST = 40
+"""Intervals far behind with everybody else refused before the most urgent are refused, too: what was let in takes
+time."""
+_MOST = 0.98
+"""Of the requests: what is left finds out whether it would go."""
+_FADE = 0.9
+"""What arrivals of the interval before still count."""
+_GONE = 0.1
+"""Arrivals that no longer count: a single one is forgotten after a second."""
+_CREDENTIALS = 20_000
+_RETRY_AFTER = "2"
+_NAMES = (
+    b"authorization",
+    b"x-api-key",
+    b"api-key",
+    b"x-goog-api-key",
+    b"ocp-apim-subscription-key",
+    b"x-litellm-api-key",
+)
+
+
+class Shedder:
+    """That of one worker. `target` is the wait in seconds above which it is behind; 0: nothing is ever refused. The
+    most urgent there are wait longer before they are refused, too."""
+
+    def __init__(
+        self, target: float, clock: Callable[[], float] = time.perf_counter, chance: Callable[[], float] = random.random
+    ) -> None:
+        self.target = target
+        self.share = 0.0
+        """Of the requests that are refused."""
+        self.refused = 0
+        """Since the worker has started."""
+        self._clock = clock
+        self._chance = chance
+        self._told = float("-inf")
+        self._behind = 0
+        self._full = 0
+        """Intervals far behind though only the most urgent are let in."""
+        self._arrivals = [0.0] * (LOWEST_PRIORITY + 1)
+        self._priorities: OrderedDict[bytes, int] = OrderedDict()
+
+    # -- a request -------------------------------------------------------------------------------------------------
+
+    def arrive(self, headers: list[tuple[bytes, bytes]]) -> None:
+        """A request is at the door. Raises `Overloaded` for one that cannot be served in time."""
+        if not self.target:
+            return
+        priority = self._known(headers)
+        self._arrivals[priority] += 1
+        if self.share and self._chance() < self._refuses(priority):
+            self.refused += 1
+            message = "The proxy has more to do than it can; requests of a lower priority are refused first. Try again."
+            raise Overloaded(message, details={"priority": priority}, headers={"retry-after": _RETRY_AFTER})
+
+    def learn(self, headers: list[tuple[bytes, bytes]], priority: int | None) -> None:
+        """Whoever has these credentials has this priority."""
+        name = credential(headers)
+        if name is None or not self.target:
+            return
+        known = self._priorities
+        known[name] = _within(priority)
+        known.move_to_end(name)
+        if len(known) > _CREDENTIALS:
+            known.popitem(last=False)
+
+    def _known(self, headers: list[tuple[bytes, bytes]]) -> int:
+        """The priority that the caller had last; whoever never came has that of callers without one."""
+        name = credential(headers)
+        return DEFAULT_PRIORITY if name is None else self._priorities.get(name, DEFAULT_PRIORITY)
+
+    def _refuses(self, priority: int) -> float:
+        """The share of the requests of this priority that are refused, so that of all of them `share` are."""
+        together = sum(self._arrivals)
+        below = sum(self._arrivals[priority + 1 :])
+        own = self._arrivals[priority]
+        if self._full <= _LAST and not any(self._arrivals[:priority]):
+            return 0.0  # nobody is more urgent
+        return (self.share * together - below) / own if own else 0.0
+
+    def _less_urgent(self) -> float:
+        """The share of the requests that are not of the most urgent priority there is."""
+        together = sum(self._arrivals)
+        most_urgent = next((count for count in self._arrivals if count > 0), 0.0)
+        return 1.0 - most_urgent / together if together else 0.0
+
+    # -- how far behind --------------------------------------------------------------------------------------------
+
+    def waited(self, shortest: float) -> None:
+        """An interval is over, in which a task waited so many seconds for its turn at least."""
+        if shortest > self.target > 0:
+            self._behind += 1
+            if self.share or self._behind >= _PATIENCE:
+                self._tell()
+                far = shortest > self.target * _FAR
+                spared = self._less_urgent()
+                self._full = self._full + 1 if far and self.share >= spared else 0
+                most = _MOST if self._full > _LAST else max(spared, self.share - (0.0 if far else _LESS))
+                self.share = min(self.share + _MORE * min(shortest / self.target - 0.5, 2.0), most, _MOST)
+        else:
+            self._behind = self._full = 0
+            self.share = max(self.share - _LESS, 0.0)
+        self._arrivals = [count * _FADE if count > _GONE else 0.0 for count in self._arrivals]
+
+    def _tell(self) -> None:
+        now = self._clock()
+        if not self.share and now - self._told >= _TELL_EVERY:
+            self._told = now
+            _LOG.warning(
+                "this worker has more to do than it can and refuses requests, those of low priority first; "
+                "%d since it started",
+                self.refused,
+            )
+
+    async def run(self) -> None:
+        """Measure, until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            if not self.target or not any(self._arrivals):
+                # Measuring takes time as well; a worker that nobody asks anything is not behind.
+                await asyncio.sleep(_INTERVAL if self.target else _UNASKED)
+                self.waited(0.0)
+                continue
+            shortest, began = float("inf"), self._clock()
+            while self._clock() - began < _INTERVAL:
+                await asyncio.sleep(_SAMPLE)
+                turn = loop.create_future()
+                asked = self._clock()
+                loop.call_soon(turn.set_result, None)
+                await turn
+                shortest = min(shortest, self._clock() - asked)
+            self.waited(shortest)
+
+
+def credential(headers: list[tuple[bytes, bytes]]) -> bytes | None:
+    """What tells a credential from others without being of use to anybody; None without one."""
+    for name, value in headers:
+        if name in _NAMES:
+            return blake2b(value, digest_size=16, key=_KEY).digest()
+    return None
+
+
+_KEY = random.randbytes(32)  # noqa: S311 - nobody sees what is made with it
+
+
+def _within(priority: int | None) -> int:
+    return min(max(priority or DEFAULT_PRIORITY, 1), LOWEST_PRIORITY)
