@@ -4,6 +4,8 @@ PYTHON ?= python3
 # Tests run side by side: most of their time goes by while a proxy starts or something is waited for.
 WORKERS ?= 2
 BIN := .venv/bin
+# Without bytecode each of the many processes below compiles LiteLLM and every test anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 serve: .venv/ready
 	$(BIN)/llm-orchestration serve
@@ -12,7 +14,7 @@ check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/pytest -q -m "not live" -n $(WORKERS)
+	$(BIN)/pytest tests/unit -q -m "not live and not slow" -n $(WORKERS)
 
 test: .venv/ready
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder

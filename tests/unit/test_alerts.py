@@ -192,6 +192,7 @@ async def test_it_is_not_told_again_after_a_restart(
     assert len(channel.got) == 1
 
 
+@pytest.mark.slow
 async def test_a_thousand_alerts_raised_by_two_instances_at_once_are_each_delivered_once(
     tmp_path: Path, make: Callable[..., Alerts], channel: Recorder
 ) -> None:
@@ -338,6 +339,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.slow
 async def test_what_a_killed_process_raised_is_told_by_another_in_its_order(
     books: Store, make: Callable[..., Alerts], channel: Recorder, tmp_path: Path
 ) -> None:

@@ -781,6 +781,7 @@ class Machine:
         return self.chance.sample(fitting, min(2, len(fitting)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(10))
 async def test_no_outage_return_or_crash_makes_workers_spend_more_than_there_is(
     part: int, monkeypatch: pytest.MonkeyPatch

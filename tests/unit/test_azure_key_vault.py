@@ -393,6 +393,7 @@ def test_after_close_it_can_still_be_asked(vault: AzureKeyVaultDouble) -> None:
 # -- logging in --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_many_threads_log_in_once_and_keep_their_connections(vault: AzureKeyVaultDouble) -> None:
     provider = reader(vault)
     for number in range(200):

@@ -117,6 +117,7 @@ async def test_many_requests_open_an_account_once(around: Around) -> None:
         assert around.openings == 1
 
 
+@pytest.mark.slow
 async def test_nothing_is_reserved_before_the_journal_of_the_process_before_is_in_the_store(around: Around) -> None:
     around.flushed = False
     async with running(Books(MemoryReservations(), around, "one")) as books:
@@ -176,6 +177,7 @@ async def test_an_attempt_whose_reservation_ran_out_is_not_sent(around: Around) 
         assert not await books.sent("never:1")
 
 
+@pytest.mark.slow
 async def test_leases_are_kept_alive_while_their_requests_run(around: Around) -> None:
     clock = Clock()
     state = MemoryReservations(clock=clock)

@@ -270,6 +270,7 @@ def _parts(draw: st.DrawFn, total: int, count: int) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 @settings(PROFILE, max_examples=1500)
 @given(data=st.data())
 def test_no_conversation_costs_more_than_its_bound(data: st.DataObject) -> None:
@@ -352,6 +353,7 @@ _OWN_PRICES = (
 )
 
 
+@pytest.mark.slow
 @settings(PROFILE, max_examples=250)
 @given(data=st.data())
 def test_no_conversation_costs_more_than_its_bound_at_a_deployments_own_prices(data: st.DataObject) -> None:
@@ -408,6 +410,7 @@ def test_no_embedding_costs_more_than_its_bound(data: st.DataObject) -> None:
     assert cost is None or cost <= own.cost(0), (name, own, usage)
 
 
+@pytest.mark.slow
 @settings(PROFILE, max_examples=250)
 @given(data=st.data())
 def test_no_picture_costs_more_than_its_bound(data: st.DataObject) -> None:

@@ -246,6 +246,7 @@ callers = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None, derandomize=True)
 @given(
     all_scopes=st.lists(scopes, max_size=12),
@@ -274,6 +275,7 @@ def seconds(work: Callable[[], object]) -> float:
     return min(repeat(work, number=200, repeat=7))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["users", "teams", "user_groups", "keys", "task_types", "models", "shared group"])
 def test_ten_thousand_budgets_of_others_cost_a_request_nothing(scope: str) -> None:
     def catalog(count: int) -> Catalog:

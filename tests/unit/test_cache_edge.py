@@ -122,6 +122,7 @@ async def test_a_header_that_nobody_knows_makes_another_caller() -> None:
     assert not may_change("GET", "/key/info")
 
 
+@pytest.mark.slow
 async def test_nobody_gets_an_answer_that_was_anothers(proxy: Proxy) -> None:
     found = await fuzz(proxy, 6_000, seed=7)
     assert found["hit"] > 2_000

@@ -193,6 +193,7 @@ def meaning(body: dict[str, Any]) -> str:
     return json.dumps(said, sort_keys=True)
 
 
+@pytest.mark.slow
 def test_nobody_gets_the_answer_to_another_question():
     assert_no_mix_ups(100_000, seed=7)
 

@@ -27,6 +27,7 @@ def abandoned() -> None:
     stream.itself = stream
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="collections wait for a safe moment since Python 3.12")
 def test_a_stream_that_is_collected_sets_no_context_variable():
     compat.spare_contexts()

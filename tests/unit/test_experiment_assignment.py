@@ -83,6 +83,7 @@ def variants(to: Assigner, name: str = "models", now_ms: int = NOW) -> dict[str,
 # -- the same for good ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_unit_has_the_same_variant_in_another_process_and_beside_other_experiments() -> None:
     script = (
         "import json; from tests.unit.test_experiment_assignment import *;"

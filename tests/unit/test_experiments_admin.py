@@ -437,6 +437,7 @@ class TestSteps:
 
 
 class TestResults:
+    @pytest.mark.slow
     async def test_the_better_arm_is_said_to_be_better(self, desk: Desk):
         await desk.post("e/start")
         [of] = [one for one in desk.runtime.settings.routing.experiments if one.id == "e"]

@@ -746,6 +746,7 @@ def test_a_password_that_vault_rotates_itself_has_its_rotation_for_a_version(
     assert first.lease is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lease", "longest_lease", "token", "longest_token"),
     [(3600, 7200, 1800, 86400), (3600, 0, 1200, 3600), (600, 1800, 3600, 0), (86400, 86400, 900, 900)],

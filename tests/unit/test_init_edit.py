@@ -61,6 +61,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", CASES)
 def test_our_lines_go_in_alone_and_come_out_without_a_trace(text: str) -> None:
     installed = install(text).text

@@ -85,6 +85,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 async def test_after_a_kill_every_acknowledged_event_is_in_the_store_once(store: Store, tmp_path: Path) -> None:
     command = [sys.executable, "-c", _SERVES_UNTIL_KILLED, f"sqlite:///{tmp_path}/store.db", tmp_path / "journal"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -137,6 +138,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 async def test_after_a_kill_everything_that_was_sent_is_charged_once(store: Store, tmp_path: Path) -> None:
     command = [sys.executable, "-c", _SENDS_UNTIL_KILLED, f"sqlite:///{tmp_path}/store.db", tmp_path / "journal"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -166,6 +168,7 @@ async def test_after_a_kill_everything_that_was_sent_is_charged_once(store: Stor
     journal.close()
 
 
+@pytest.mark.slow
 async def test_a_locked_database_is_waited_for_and_the_backlog_is_shown(store: Store, tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal", "one")
     ledger = Ledger(journal, store.usage, linger=0.01)

@@ -192,6 +192,7 @@ async def test_more_places_let_those_in_who_wait_and_fewer_put_nobody_out() -> N
     assert gate.inside == 1
 
 
+@pytest.mark.slow
 async def test_ten_thousand_in_the_queue_cost_no_more_each_than_ten() -> None:
     async def seconds(size: int) -> float:
         gate = Gate(1, size, 60)
@@ -262,6 +263,7 @@ class Model:
         self.waiting = [entry for entry in self.waiting if entry[2] + self.timeout > now]
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.integers(1, 3), st.integers(0, 4), STEPS)
 def test_whatever_happens_the_gate_keeps_its_rules(most: int, queue: int, steps: list[tuple[str, int]]) -> None:

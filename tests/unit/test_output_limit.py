@@ -145,6 +145,7 @@ _bodies = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(derandomize=True, deadline=None, max_examples=600)
 @given(endpoint=st.sampled_from(ENDPOINTS), body=_bodies, tokens=st.integers(1, 10**6), merge=st.booleans())
 def test_no_other_limit_is_ever_sent(endpoint: str, body: dict[str, Any], tokens: int, merge: bool) -> None:

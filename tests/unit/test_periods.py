@@ -170,6 +170,7 @@ calendars = st.builds(
 instants = st.integers(ms("1900-01-01T00:00Z"), ms("2199-12-31T00:00Z"))
 
 
+@pytest.mark.slow
 @settings(max_examples=1500, deadline=None, derandomize=True)
 @given(calendar=calendars, instant=instants)
 def test_periods_contain_their_instants_and_follow_each_other_without_gap_or_overlap(
@@ -187,6 +188,7 @@ def test_periods_contain_their_instants_and_follow_each_other_without_gap_or_ove
     assert before.end_ms == period.start_ms
 
 
+@pytest.mark.slow
 @settings(max_examples=1500, deadline=None, derandomize=True)
 @given(
     reset=st.sampled_from([DAILY, WEEKLY, MONTHLY, QUARTERLY]),

@@ -63,6 +63,7 @@ class TestMemory(ReservationCases):
         assert (await state.standings([TEAM.key]))[TEAM.key].reserved_nano == 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(20))
 async def test_an_account_never_promises_more_than_it_has(part: int) -> None:
     for seed in range(part, INTERLEAVINGS, 20):

@@ -156,6 +156,7 @@ def test_fields_that_are_set_have_a_name_and_a_value_that_fit(tmp_path: Path) ->
     ]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(st.one_of(WHENS, MAPPINGS), st.one_of(WHENS, MAPPINGS), st.lists(CONTEXTS, min_size=3, max_size=6))
 def test_what_is_said_to_hide_a_rule_matches_whenever_the_rule_does(

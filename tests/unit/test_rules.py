@@ -176,6 +176,7 @@ def says_yes(when: str | Mapping[str, Any], facts: Facts) -> bool:
         return False
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(st.lists(st.one_of(WHENS, MAPPINGS), min_size=1, max_size=8), st.lists(CONTEXTS, min_size=1, max_size=4))
 def test_the_index_finds_what_asking_every_rule_finds(
@@ -192,6 +193,7 @@ def test_no_rules_match_nothing() -> None:
     assert matching(RuleSet([], Match.ALL)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("match", list(Match))
 def test_thousands_of_rules_for_others_are_not_looked_at(match: Match) -> None:
     rules = [rule(f"r{index}", f"user_id == 'user-{index}' && metadata.app > 5") for index in range(2000)]

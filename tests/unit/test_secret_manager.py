@@ -116,18 +116,21 @@ def rounds(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Answers, str]
     return ask(folder / "config.yaml", NAMES, NAMES, RESOLVED, ["env://NUMBER", *PER_REQUEST], [MALFORMED])
 
 
+@pytest.mark.slow
 def test_every_name_means_what_it_means_without_a_manager(without: Answers, rounds: list[tuple[Answers, str]]) -> None:
     assert without["false"][:2] == ["False", "False"]
     assert without["UNSET"][:2] == ["None", "None"]
     assert rounds[0] == (without, "")
 
 
+@pytest.mark.slow
 def test_it_still_does_after_litellm_has_made_its_settings_anew(
     without: Answers, rounds: list[tuple[Answers, str]]
 ) -> None:
     assert rounds[1] == (without, "")
 
 
+@pytest.mark.slow
 def test_env_references_get_what_their_variable_means(without: Answers, rounds: list[tuple[Answers, str]]) -> None:
     answers, log = rounds[2]
     assert answers == {name: without[name.removeprefix("env://")] for name in RESOLVED}
@@ -135,6 +138,7 @@ def test_env_references_get_what_their_variable_means(without: Answers, rounds: 
     assert log == ""
 
 
+@pytest.mark.slow
 def test_what_is_put_in_per_request_is_a_placeholder_to_litellm(rounds: list[tuple[Answers, str]]) -> None:
     answers, log = rounds[3]
     assert {name: answers[name][0] for name in answers} == {

@@ -348,6 +348,7 @@ async def test_a_refusal_waits_for_a_call_that_begins_after_it(threaded: Bench) 
     assert threaded.text() == "second"
 
 
+@pytest.mark.slow
 def test_a_thousand_references_are_read_side_by_side() -> None:
     vault = VaultOfValues(**{f"key-{n}": "value" for n in range(1000)})
     vault.delay = 0.05

@@ -54,6 +54,7 @@ file_fixture = settings(
 )
 
 
+@pytest.mark.slow
 @file_fixture
 @given(place=st.sampled_from(PLACES), value=values, rename=st.booleans())
 def test_any_value_or_name_anywhere_loads_or_is_refused(tmp_path: Path, place: Any, value: Any, rename: bool):

@@ -52,6 +52,7 @@ def test_the_newest_revision_is_the_one_named() -> None:
     assert ScriptDirectory.from_config(config).get_current_head() == HEAD
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("apart", [False, True])
 async def test_the_migrations_make_the_tables_that_the_code_uses(apart: bool, tmp_path: Path) -> None:
     store = open_store(f"sqlite:///{tmp_path}/below/store.db")
@@ -111,6 +112,7 @@ async def test_attempts_from_before_budgets_belong_to_no_account_and_old_workers
     await store.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("apart", [False, True])
 async def test_a_store_of_a_newer_version_is_refused(apart: bool, tmp_path: Path) -> None:
     store = open_store(f"sqlite:///{tmp_path}/store.db")
@@ -144,6 +146,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 def test_four_processes_may_upgrade_at_once_and_none_loads_what_that_needs(tmp_path: Path) -> None:
     command = [sys.executable, "-c", UPGRADE, f"sqlite:///{tmp_path}/store.db"]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
@@ -161,11 +164,13 @@ async def test_a_second_writer_is_refused_and_told_who_has_the_store(tmp_path: P
     await store.close()
 
 
+@pytest.mark.slow
 def test_core_imports_no_sqlalchemy_until_a_store_is_opened() -> None:
     code = "import sys, core.journal, core.ledger, core.usage, core.cli.report; print('sqlalchemy' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
 
 
+@pytest.mark.slow
 def test_a_store_loads_neither_the_orm_nor_the_dialect_of_the_other_database(tmp_path: Path) -> None:
     code = (
         "import asyncio, sys\n"
