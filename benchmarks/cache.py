@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.client import Clients, Window, post
+from benchmarks.collection import collecting_as_in_a_proxy
 from benchmarks.figures import Bound, Figure, Result
 from benchmarks.rivals import Rival, bare, with_ours
 from plugins.caching import service
@@ -172,7 +173,7 @@ async def _misses_alone(plan: Plan) -> list[Figure]:
     """The same at our edge alone, round an app that does nothing: whole proxies differ by more than that."""
     kinds: dict[str, dict[str, Any]] = {"off": {"enabled": False}, "alone": {"deduplicate": False}, "shared": {}}
     spent: dict[str, list[float]] = {kind: [] for kind in kinds}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, collecting_as_in_a_proxy():
         proxies = {kind: Proxy(Path(folder) / kind, time.time, **settings) for kind, settings in kinds.items()}
         for proxy in proxies.values():
             proxy.forget_books()

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.collection import collecting_as_in_a_proxy
 from benchmarks.figures import Bound, Figure, Result
 from core.access import TierAccess
 from core.context import Caller, Need, RequestContext
@@ -195,18 +196,11 @@ def decisions(plan: Plan) -> Iterator[Figure]:
         ("a policy of 2 candidates", "smart", two, None),
         ("nothing configured", "plain", {}, None),
     )
-    # As in a proxy (plugins/wiring.py): else collecting garbage is what the slowest decisions consist of.
-    before = gc.get_threshold()
-    gc.freeze()
-    gc.set_threshold(10_000, 10, 10)
-    try:
+    with collecting_as_in_a_proxy():
         for name, asked, orchestration, must in cases:
             p50, p99 = _percentiles(router_of(orchestration), asked, plan)
             yield Figure.of(f"decision, {name}: p50", p50, "us")
             yield Figure.of(f"decision, {name}: p99", p99, "us", must)
-    finally:
-        gc.set_threshold(*before)
-        gc.unfreeze()
 
 
 _TOGETHER = 20

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from core.runtime import Runtime
     from core.snapshot import Snapshot
     from plugins.exchange import Exchange
-    from plugins.identities import Identities
+    from plugins.identities import Identities, Identity
 
 Foresee = Callable[["Runtime", "Exchange", Any, Mapping[str, Any]], Awaitable[bool]]
 """Works out context and plan from a body as it was sent, for a caller that LiteLLM has accepted (Any: its class)."""
@@ -53,7 +53,7 @@ class Arrival:
 
     __slots__ = (
         *("_fingerprint", "_next", "_received", "_rest", "body", "caller", "context", "foreseen", "generation"),
-        *("identities", "scope"),
+        *("identities", "identity", "scope"),
     )
 
     def __init__(self, scope: Scope, received: list[Message], rest: Receive, identities: "Identities") -> None:
@@ -63,6 +63,8 @@ class Arrival:
         """Of the identities, when it began."""
         self.caller = who(scope) if received[-1]["type"] == "http.request" else b""
         """Who asks; empty for a client that left before all of its request was there."""
+        self.identity: Identity | None = None
+        """Who LiteLLM has just said it is."""
         self.body: Mapping[str, Any] | None = None
         self.context: RequestContext | None = None
         """As it was worked out at the edge."""
@@ -106,9 +108,9 @@ class Arrival:
 
     def accepted(self, auth: Any, model: str) -> None:
         """LiteLLM has accepted its caller for this model; Any because the class is LiteLLM's."""
-        body = self.read()
+        body = self.read() if self.caller else None
         if body is not None and body.get("model") == model:
-            self.identities.remember(self.fingerprint(body), auth, self.generation)
+            self.identity = self.identities.remember(self.fingerprint(body), auth, self.generation)
 
     def plan_for(self, snapshot: Any, context: RequestContext, permits: Mapping[str, bool]) -> Plan | None:
         """The plan that was made at the edge, where it still holds for what the pipeline found out."""

@@ -92,14 +92,14 @@ class Flights:
                 flight.task = self._run(self._ask_elsewhere(flight, self.elsewhere))
         return follower
 
-    def lead(self, key: bytes, call: Call) -> "Leader | None":
+    def lead(self, key: bytes) -> "Leader | None":
         """Begin a flight whose first call its leader makes himself and says is over by `Leader.over`; None where there
-        is one already, or has to be asked for elsewhere. With `call` others are called as by `join`."""
+        is one already, or has to be asked for elsewhere."""
         flight = self._open.get(key)
         if self.elsewhere is not None or (flight is not None and flight.can_be_joined):
             return None
         flight = self._open[key] = _Flight(self, key)
-        follower = Follower(flight, call, None)
+        follower = Follower(flight, _done, None)
         flight.followers[follower] = None
         flight.begun = follower.led = True
         return Leader(self, flight, follower)
@@ -137,6 +137,7 @@ class Flights:
         """A leader's call is over, by what it raised if it did."""
         flight = leader.flight
         flight.task = None
+        leader.follower.call = _done
         if flight.ended:
             if failure is not None:
                 _LOG.error("what follows a shared answer failed", exc_info=failure)
@@ -179,18 +180,19 @@ class Flights:
         if not flight.ended:
             flight.ended, flight.failure = True, failure
             flight.wake()
-        self._forget(flight)
+        self.forget(flight)
         if flight.locked and self.elsewhere is not None:
             flight.locked = False
             self._run(self.elsewhere.end(flight.key))
 
-    def _forget(self, flight: "_Flight") -> None:
+    def forget(self, flight: "_Flight") -> None:
+        """Who comes from now on begins another."""
         if self._open.get(flight.key) is flight:
             del self._open[flight.key]
 
     def deserted(self, flight: "_Flight") -> None:
         """Nobody is left: the call is told so, and cancelled if it goes on."""
-        self._forget(flight)
+        self.forget(flight)
         flight.wake()
         task = flight.task
         if task is None:
@@ -228,6 +230,11 @@ class Flights:
 
 async def _awaited(work: Awaitable[None]) -> None:
     await work
+
+
+async def _done(_: "Leader") -> None:
+    """Stands where a call was that is over, or not wanted any more: it would keep alive what keeps alive its reader."""
+    raise FlightLost("the request is over")
 
 
 class _Flight:
@@ -297,11 +304,13 @@ class _Flight:
             self.waiting.discard(future)
 
     def wake(self) -> None:
-        waiting, self.waiting = self.waiting, set()
-        for future in waiting:
-            if not future.done():
-                future.set_result(None)
-        self.make_room()
+        if self.waiting:
+            waiting, self.waiting = self.waiting, set()
+            for future in waiting:
+                if not future.done():
+                    future.set_result(None)
+        if self.room is not None:
+            self.make_room()
 
     def make_room(self) -> None:
         if self.room is not None and (not self.followers or self.written - self.front <= self.most_bytes):
@@ -373,6 +382,16 @@ class Leader:
     def over(self, failure: Exception | None) -> None:
         """The call that `Flights.lead` left to the leader is over, by what it raised if it did."""
         self._flights.landed(self, failure)
+
+    def ends_alone(self) -> bool:
+        """Whether nobody else takes part, and then the flight is over: the answer need not be given to it."""
+        flight = self.flight
+        if flight.ended or len(flight.followers) != 1 or flight.followers.get(self.follower, True) is not None:
+            return False
+        flight.ended = True
+        flight.followers.clear()
+        self._flights.forget(flight)
+        return True
 
     def part(self) -> None:
         """The answer will be for this request alone, a refusal for one: the others start again with the next of them.
@@ -453,4 +472,6 @@ class Follower:
 
     def leave(self) -> None:
         """Read no further; the call goes on if somebody else does."""
+        if not self.led:
+            self.call = _done
         self.flight.left(self)

@@ -93,10 +93,10 @@ def owner_of(scope: CacheScope, caller: Caller) -> Owner | None:
 
 def vary(headers: Iterable[tuple[bytes, bytes]], query: bytes = b"") -> tuple[str, ...]:
     """The headers (ASGI's) and the query as far as they may change an answer, for `cache_key`."""
-    found = sorted(
-        [f"{name.decode('latin-1')}: {value.decode('latin-1')}" for name, value in headers if name in VARYING]
-    )
-    return (*found, f"?{query.decode('latin-1')}") if query else tuple(found)
+    told = [f"{name.decode('latin-1')}: {value.decode('latin-1')}" for name, value in headers if name in VARYING]
+    if query:
+        return (*sorted(told), f"?{query.decode('latin-1')}")
+    return tuple(sorted(told)) if told else ()
 
 
 class Beside(TypedDict, total=False):
@@ -121,14 +121,14 @@ def cache_key(endpoint: str, body: Mapping[str, Any], **beside: Unpack[Beside]) 
     `body` is as orjson reads it: whitespace and the order of fields are gone, defaults and fields that do not change
     the answer are taken out here.
     """
-    text = _text(endpoint, body, **beside)
+    text = _text(endpoint, body, beside)
     return None if text is None else blake2b(text, digest_size=KEY_BYTES).digest()
 
 
 def input_keys(body: Mapping[str, Any], inputs: Sequence[Any], **beside: Unpack[Beside]) -> tuple[bytes, ...]:
     """The `cache_key`s of requests for embeddings that are as `body`, but for each of `inputs` (texts, or lists of
     tokens) alone; none for a body that is no JSON."""
-    text = _text("embeddings", {**body, "input": _AN_INPUT}, **beside)
+    text = _text("embeddings", {**body, "input": _AN_INPUT}, beside)
     if text is None:
         return ()
     before, _, after = text.partition(orjson.dumps(_AN_INPUT))
@@ -146,22 +146,10 @@ _AN_INPUT = secrets.token_hex(16)
 """Stands where an input does, and that nobody can have written anywhere else."""
 
 
-def _text(
-    endpoint: str,
-    body: Mapping[str, Any],
-    *,
-    model: str,
-    owner: Owner,
-    stream: bool = False,
-    dialect: str = "",
-    variant: str = "",
-    guardrails: Sequence[str] = (),
-    varying: Sequence[str] = (),
-    written: Mapping[str, Any] | None = None,
-    namespace: str = "",
-) -> bytes | None:
+def _text(endpoint: str, body: Mapping[str, Any], beside: Beside) -> bytes | None:
     """What the key is a digest of."""
     question: dict[str, Any] = {}
+    said, stream = beside.get, beside.get("stream", False)
     try:
         for name, value in body.items():
             if value is None or name in LEFT_OUT:
@@ -179,17 +167,17 @@ def _text(
         return orjson.dumps(
             (
                 _VERSION,
-                owner,
+                beside["owner"],
                 endpoint,
-                dialect,
-                model,
+                said("dialect", ""),
+                beside["model"],
                 stream,
                 None if options in _STREAM_DEFAULTS else options,
-                variant,
-                guardrails,
-                varying,
-                namespace,
-                written,
+                said("variant", ""),
+                said("guardrails", ()),
+                said("varying", ()),
+                said("namespace", ""),
+                said("written"),
                 _counted(body),
                 question,
             ),
@@ -208,6 +196,8 @@ def alone(value: Any) -> Any:
 
 
 def _counted(body: Mapping[str, Any]) -> list[Any] | None:
+    if "metadata" not in body and "litellm_metadata" not in body:
+        return None
     found: list[Any] = []
     for place in ("metadata", "litellm_metadata"):
         metadata = body.get(place)

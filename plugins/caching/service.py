@@ -31,14 +31,13 @@ from core.cache.key import VARYING, Beside
 from core.cache.rules import ENDPOINTS, Control, control_of
 from core.errors import BadField, RequestRefused
 from core.state.reservations import StateAway
-from plugins import identities
 from plugins.arrival import Foresee, whole
 from plugins.caching import hits, inputs
 from plugins.caching.asking import Asking, Ready
 from plugins.caching.recording import Recording, as_one
 from plugins.caching.sharing import ClientLeft as ClientLeft
 from plugins.caching.sharing import Turn
-from plugins.identities import Identities
+from plugins.identities import HARMLESS, SAID, Identities, Identity, guardrails_of
 from plugins.resilience.degraded import Body
 
 if TYPE_CHECKING:
@@ -147,12 +146,11 @@ class Caching:
         if body is None:
             return
         control = control_of(body, asking.scope["headers"])
-        settings = self._runtime.settings.caching
         before = asking.ready
         if before is not None and before.plan is plan:
             ready = before
         else:
-            ready = asking.ready = self._key(exchange, asking, body, control, exchange.principal)
+            ready = asking.ready = self._key(exchange, asking, body, control, asking.identity)
             if before is not None and asking.turn is not None and (ready is None or ready.key != before.key):
                 asking.turn.end()
                 asking.turn = None
@@ -169,7 +167,8 @@ class Caching:
                 raise Found
         exchange.cached = hits.MISS
         if ready.control.store:
-            asking.recording = Recording(settings.max_entry_bytes * max(1, len(ready.input_keys)))
+            most = self._runtime.settings.caching.max_entry_bytes
+            asking.recording = Recording(most * max(1, len(ready.input_keys)))
 
     async def _look(self, exchange: "Exchange", asking: Asking, ready: Ready) -> Entry | Turn | None:
         """An answer, or a part in one that somebody else gets; None where it is for this one to get."""
@@ -216,8 +215,11 @@ class Caching:
     # -- what is asked ---------------------------------------------------------------------------------------------
 
     async def _ready(self, exchange: "Exchange", asking: Asking) -> Ready | None:
-        snapshot = self._runtime.snapshot
-        version = self._version_of(snapshot)
+        version = self._version_of(self._runtime.snapshot)
+        if self._redis is None and not self._seen.again(asking.sent):
+            # Nobody else can have got an answer to what is new here. Should somebody have asked it in other bytes, the
+            # answer is found in LiteLLM's pipeline; here the plan would be made for nothing, and then once more.
+            return None
         told = [part for name, value in asking.scope["headers"] if name in self._told for part in (name, value)]
         raw = raw_key(asking.sent, asking.caller, *told)
         ready = self._memo.get(raw, version)
@@ -225,10 +227,6 @@ class Caching:
             if self.identities.holds(ready.identity):
                 asking.context = replace(ready.context, request_id=exchange.request_id, time_ms=exchange.time_ms)
                 return ready
-            return None
-        if self._redis is None and not self._seen.again(asking.sent):
-            # Nobody else can have got an answer to what is new here. Should somebody have asked it in other bytes, the
-            # answer is found in LiteLLM's pipeline; here the plan would be made for nothing, and then once more.
             return None
         body = asking.read()
         if body is None:
@@ -243,7 +241,7 @@ class Caching:
         if not await self._foresee(self._runtime, exchange, identity.auth, body):
             exchange.let_go()
             return None
-        ready = self._key(exchange, asking, body, control, identity.auth, identity)
+        ready = self._key(exchange, asking, body, control, identity)
         asking.context = exchange.context
         exchange.let_go()
         if ready is not None and len(ready.input_keys) <= _MOST_INPUTS:
@@ -256,8 +254,7 @@ class Caching:
         asking: Asking,
         body: Mapping[str, Any],
         control: Control,
-        auth: Any,
-        identity: "identities.Identity | None" = None,
+        identity: Identity | None,
     ) -> Ready | None:
         """None where no answer to such a request is kept or shared."""
         context, plan, snapshot = exchange.context, exchange.plan, exchange.snapshot
@@ -274,6 +271,7 @@ class Caching:
         owner = owner_of(rules.scope(context.endpoint, body), context.caller)
         if owner is None or ttl <= 0:
             return None
+        known = identity or Identity(exchange.principal, guardrails_of(exchange.principal), 0.0)
         scope = asking.scope
         beside: Beside = {
             "model": model,
@@ -281,7 +279,7 @@ class Caching:
             "stream": context.stream,
             "dialect": scope["path"],
             "variant": plan.variants,
-            "guardrails": identity.guardrails if identity is not None else identities.guardrails_of(auth),
+            "guardrails": known.guardrails,
             "varying": vary(scope["headers"], scope.get("query_string", b"")),
             "written": _written(exchange),
             "namespace": control.namespace,
@@ -292,7 +290,6 @@ class Caching:
         several = inputs_of(body) if context.endpoint == "embeddings" else None
         keys = () if several is None else input_keys(body, several, **beside)
         label = Label(context.task_type or "", model)
-        known = identity or identities.Identity(auth, (), 0.0)
         permits = dict(exchange.permits)
         return Ready(known, snapshot, context, plan, permits, exchange.granted, key, label, control, ttl, keys)
 
@@ -303,7 +300,7 @@ class Caching:
             self._made_of = made_of
             self._version += 1
             looked_at = {name.encode() for name in snapshot.settings.routing.headers}
-            self._told = identities.SAID | (looked_at & identities.HARMLESS) | VARYING
+            self._told = SAID | (looked_at & HARMLESS) | VARYING
         return self._version
 
     def _rules_now(self, settings: "CachingSettings") -> CacheRules:
@@ -575,6 +572,7 @@ def over(exchange: "Exchange") -> None:
     if asking is not None and asking.turn is not None:
         with suppress(Exception):
             asking.turn.end()
+        asking.turn = None  # each holds the other: they would wait for the garbage collector
 
 
 async def _put(cache: Cache, kept: Sequence[tuple[bytes, Entry]], since: int) -> bool:
@@ -591,15 +589,18 @@ def _written(exchange: "Exchange") -> Mapping[str, Any] | None:
     plan, context, snapshot = exchange.plan, exchange.context, exchange.snapshot
     assert plan is not None
     assert context is not None
+    tier = snapshot.settings.tiers.get(context.caller.tier) if context.caller.tier else None
+    most = tier.max_tokens if tier is not None else None
+    if not plan.set and plan.system_prefix is None and not plan.regions and most is None:
+        return None
     found: dict[str, Any] = dict(plan.set)
     if plan.system_prefix is not None:
         found["system_prefix"] = plan.system_prefix
     if plan.regions:
         found["regions"] = plan.regions
-    tier = snapshot.settings.tiers.get(context.caller.tier) if context.caller.tier else None
-    if tier is not None and tier.max_tokens is not None:
-        found["tier.max_tokens"] = tier.max_tokens
-    return found or None
+    if most is not None:
+        found["tier.max_tokens"] = most
+    return found
 
 
 def _tags(asking: Asking) -> tuple[str, ...]:

@@ -19,6 +19,11 @@ class Turn:
     """One exchange's part in a flight. Where it `leads`, its own way through LiteLLM makes the answer, and what is sent
     to its client goes to the others as well."""
 
+    __slots__ = (
+        *("_alone", "_begins", "_by_itself", "_ended", "_ended_well", "_leading", "_led", "_over", "_pump"),
+        *("_to_client", "exchange", "follower", "keeping", "key", "leader", "told"),
+    )
+
     def __init__(self, exchange: "Exchange", flights: Flights, key: bytes, leading: "dict[bytes, Exchange]") -> None:
         self.exchange = exchange
         self.key = key
@@ -26,8 +31,6 @@ class Turn:
         self.told: Exchange | None = None
         """Whose answer it is that this one waits for, where that is made here."""
         self._leading = leading
-        self._over = asyncio.Event()
-        self._led = asyncio.get_running_loop().create_future()
         self._ended = self._ended_well = False
         self._to_client: Send | None = None
         self._begins: Message | None = None
@@ -35,9 +38,14 @@ class Turn:
         self._pump: asyncio.Task[None] | None = None
         self._alone = False
         self.keeping: asyncio.Task[bool] | None = None
-        self.leader = leader = flights.lead(key, self._call)
+        self.leader = leader = flights.lead(key)
         self._by_itself = leader is not None
-        self.follower: Follower = flights.join(key, self._call) if leader is None else leader.follower
+        if leader is None:
+            self._over = asyncio.Event()
+            self._led: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self.follower: Follower = flights.join(key, self._call)
+        else:
+            self.follower = leader.follower
 
     @property
     def leads(self) -> bool:
@@ -121,15 +129,14 @@ class Turn:
         assert self._to_client is not None
         leader = self.leader
         if message["type"] == "http.response.start":
-            if _is_personal(self.exchange, message["status"]):
-                self._alone = True
-                leader.part()
-                self._forget()
-            leader.start(message["status"], message["headers"])
-            if not self._alone:
+            if not _is_personal(self.exchange, message["status"]):
                 self._begins = message
-            else:
-                await self._to_client(message)
+                return
+            self._alone = True
+            leader.part()
+            self._forget()
+            leader.start(message["status"], message["headers"])
+            await self._to_client(message)
         elif message["type"] == "http.response.body":
             chunk: bytes = message.get("body", b"")
             last = not message.get("more_body", False)
@@ -138,6 +145,7 @@ class Turn:
                 if last and self.keeping is None:
                     await self._whole(leader, start, message)
                     return
+                leader.start(start["status"], start["headers"])
                 self._pump = asyncio.create_task(self._pumped(start))
             if self._alone:
                 await self._to_client(message)
@@ -146,7 +154,8 @@ class Turn:
             if last:
                 self._ended_well = True
                 leader.finish()
-                self._over.set()
+                if not self._by_itself:
+                    self._over.set()
                 if self._pump is not None:
                     with suppress(asyncio.CancelledError, FlightLost, OSError):
                         await self._pump
@@ -157,9 +166,14 @@ class Turn:
     async def _whole(self, leader: Leader, start: Message, body: Message) -> None:
         """An answer in one piece, which nobody has to wait for another's pace for."""
         assert self._to_client is not None
-        leader.finish(body.get("body", b""))
-        self._ended_well = True
-        self.end()
+        if self._by_itself and leader.ends_alone():
+            self._ended = True
+            self._forget()
+        else:
+            leader.start(start["status"], start["headers"])
+            leader.finish(body.get("body", b""))
+            self._ended_well = True
+            self.end()
         await self._to_client(start)
         await self._to_client(body)
 
@@ -236,8 +250,9 @@ class Turn:
         self.follower.leave()
         if self._pump is not None:
             self._pump.cancel()
-        self._over.set()
-        if self._by_itself and self.leader is not None:
+        if not self._by_itself:
+            self._over.set()
+        elif self.leader is not None:
             self.leader.over(self._failure(self.leader))
 
 

@@ -1,6 +1,7 @@
 """The cache at the edge, round an app in place of LiteLLM's; the whole way is tested in tests/live."""
 
 import asyncio
+import gc
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -118,8 +119,33 @@ async def test_a_header_that_nobody_knows_makes_another_caller() -> None:
     assert who(scope(path="/v1/messages")) != same
     assert fingerprint(same, {"model": "a"}) != fingerprint(same, {"model": "b"})
     assert fingerprint(same, {"user": "a"}) != fingerprint(same, {"metadata": {"user_id": "a"}})
+    assert fingerprint(same, {"model": "a"}) != fingerprint(same, {"model": "a", "tags": ["b"]})
+    written, computed = "/v1/embeddings", "/".join(["", "v1", "embeddings"])
+    assert written is not computed
+    assert who(scope(path=computed)) == who(scope(path=written)), "by value, however a text came about"
     assert may_change("POST", "/key/generate")
     assert not may_change("GET", "/key/info")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_that_is_over_is_freed_at_once(proxy: Proxy, stream: bool) -> None:
+    async def asked(question: str) -> None:
+        await proxy.ask("ada", "/v1/chat/completions", {"model": "small", "messages": question, "stream": stream})
+
+    proxy.forget_books()
+    for warm_up in "ab":
+        await asked(warm_up)
+    await asyncio.sleep(0)
+    gc.collect()
+    gc.disable()
+    try:
+        for number in range(20):
+            await asked(f"question {number}")
+            await asked(f"question {number}")
+        await asyncio.sleep(0)
+        assert gc.collect() < 20, "what was asked and answered would wait for the garbage collector"
+    finally:
+        gc.enable()
 
 
 @pytest.mark.slow
