@@ -39,6 +39,7 @@ class Exchange:
     """What is known so far. The edge creates it and closes it; hooks fill it in between."""
 
     __slots__ = (
+        "__weakref__",
         "_open",
         "admitted",
         "answer",

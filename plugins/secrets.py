@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from typing import Any
+from weakref import ref
 
 from plugins import compat
 from plugins.exchange import Exchange
@@ -74,17 +75,23 @@ class RetryWithAnotherKey(Mapping[str, Any]):
     """
 
     def __init__(self, exchange: Exchange, configured: Mapping[str, Any] | None) -> None:
-        self._exchange = exchange
+        # What LiteLLM logs of a request holds its body, and so this: a circle, but for this.
+        self._exchange = ref(exchange)
         self._configured = configured or {}
 
     def __contains__(self, group: object) -> bool:
-        return self._exchange.has_another_key or group in self._configured
+        return self._has_another_key() or group in self._configured
 
     def __getitem__(self, group: str) -> Any:
-        if self._exchange.has_another_key:
-            self._exchange.has_another_key = False
+        exchange = self._exchange()
+        if exchange is not None and exchange.has_another_key:
+            exchange.has_another_key = False
             return _ONE_MORE
         return self._configured[group]
+
+    def _has_another_key(self) -> bool:
+        exchange = self._exchange()
+        return exchange is not None and exchange.has_another_key
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._configured)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import httpx
 
@@ -112,7 +113,10 @@ class Resilience:
     def _give_policy(exchange: "Exchange", course: Course, data: dict[str, Any]) -> None:
         inner = data.get(RETRY_POLICY)
         if inner is not None:
-            data[RETRY_POLICY] = RetryPolicy(course, inner, lambda: exchange.has_another_key)
+            now = ref(exchange)  # as in plugins.secrets
+            data[RETRY_POLICY] = RetryPolicy(
+                course, inner, lambda: (asked := now()) is not None and asked.has_another_key
+            )
 
     def _retries(self, policy: str | None) -> Retries | None:
         """The rules by which a request is tried again, None where LiteLLM's own hold."""
