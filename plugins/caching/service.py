@@ -10,7 +10,6 @@ from weakref import WeakValueDictionary
 
 from core.asgi import Message, Receive, Scope, Send
 from core.cache import (
-    Answer,
     Cache,
     CacheRules,
     Flights,
@@ -32,9 +31,9 @@ from core.cache.rules import ENDPOINTS, Control, control_of
 from core.errors import BadField, RequestRefused
 from core.state.reservations import StateAway
 from plugins.arrival import Foresee, whole
-from plugins.caching import hits, inputs
+from plugins.caching import hits, inputs, keeping
 from plugins.caching.asking import Asking, Ready
-from plugins.caching.recording import Recording, as_one
+from plugins.caching.recording import Recording
 from plugins.caching.sharing import ClientLeft as ClientLeft
 from plugins.caching.sharing import Turn
 from plugins.identities import HARMLESS, SAID, Identities, Identity, guardrails_of
@@ -321,40 +320,8 @@ class Caching:
         asking.recording = None
         if recording.chunks is None:
             return
-        chunks = recording.without_cost(exchange.cost_nano)
-        body, ends = as_one(chunks, recording.stream)
-        used = exchange.attempts[-1] if exchange.attempts else None
-        by_id = used is not None and used.deployment == ready.label.model
         settings = self._runtime.settings.caching
-        answer = Answer(
-            endpoint=exchange.endpoint,
-            status=recording.status,
-            body=body,
-            stream=recording.stream,
-            complete=recording.complete,
-            degraded=exchange.degraded or (exchange.spending is not None and bool(exchange.spending.degraded)),
-            clamped=exchange.asked is not None and exchange.asked.clamped is not None and _ran_out(body),
-            begun_by=ready.label.model,
-            model="" if used is None else ready.label.model if by_id else used.model,
-        )
-        receipt = exchange.receipt
-        context = exchange.context
-        entry = Entry(
-            status=recording.status,
-            headers=recording.headers,
-            body=body,
-            ends=ends,
-            model=ready.label.model,
-            created_ms=int(self._runtime.clock() * 1000),
-            ttl_ms=int(ready.ttl * 1000),
-            stale_ms=int(settings.serve_stale * 1000),
-            user_id=context.caller.user_id if context is not None else None,
-            task_type=context.task_type if context is not None else None,
-            tags=_tags(asking),
-            input_tokens=receipt.input_tokens if receipt is not None else 0,
-            output_tokens=receipt.output_tokens if receipt is not None else 0,
-            cost_nano=exchange.cost_nano,
-        )
+        answer, entry = keeping.of(exchange, asking, recording, int(self._runtime.clock() * 1000), settings)
         rules = self._rules_now(settings)
         kept: list[tuple[bytes, Entry]] = []
         if not ready.input_keys:
@@ -603,20 +570,6 @@ def _written(exchange: "Exchange") -> Mapping[str, Any] | None:
     return found
 
 
-def _tags(asking: Asking) -> tuple[str, ...]:
-    """What the client has its answer known by: `tags` in its metadata."""
-    metadata = (asking.body or {}).get("metadata")
-    tags = metadata.get("tags") if isinstance(metadata, dict) else None
-    return tuple(str(tag)[:128] for tag in tags[:_MOST_TAGS]) if isinstance(tags, list) else ()
-
-
-def _ran_out(body: bytes) -> bool:
-    """Whether an answer says that it ended at its limit."""
-    return any(sign in body.replace(b" ", b"") for sign in _AT_LIMIT)
-
-
-_AT_LIMIT = (b'"finish_reason":"length"', b'"stop_reason":"max_tokens"', b'"max_output_tokens"', b'"MAX_TOKENS"')
-_MOST_TAGS = 20
 _MOST_READY = 4096
 _MOST_INPUTS = 64
 _PUT_TOGETHER = 8
