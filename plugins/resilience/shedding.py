@@ -30,10 +30,12 @@ _PATIENCE = 3
 _MORE = 0.15
 _LESS = 0.005
 _FAR = 4.0
-"""Of the target: what a wait is like that the most urgent are not to have either."""
+"""Of the target: a wait of which no fewer are to be refused than were."""
+_COLLAPSED = 40.0
+"""Of the target: a wait that is worse than a refusal. Where a hundred clients wait for one worker, each of whose turns
+takes a millisecond, a tenth of a second is what each of them takes for granted."""
 _LAST = 40
-"""Intervals far behind with everybody else refused before the most urgent are refused, too: what was let in takes
-time."""
+"""Such intervals with everybody else refused before the most urgent are refused, too: what was let in takes time."""
 _MOST = 0.98
 """Of the requests: what is left finds out whether it would go."""
 _FADE = 0.9
@@ -69,7 +71,7 @@ class Shedder:
         self._told = float("-inf")
         self._behind = 0
         self._full = 0
-        """Intervals far behind though only the most urgent are let in."""
+        """Intervals of collapse though only the most urgent are let in."""
         self._arrivals = [0.0] * (LOWEST_PRIORITY + 1)
         self._priorities: OrderedDict[bytes, int] = OrderedDict()
 
@@ -127,7 +129,8 @@ class Shedder:
                 self._tell()
                 far = shortest > self.target * _FAR
                 spared = self._less_urgent()
-                self._full = self._full + 1 if far and self.share >= spared else 0
+                collapsed = shortest > self.target * _COLLAPSED
+                self._full = self._full + 1 if collapsed and self.share >= spared else 0
                 most = _MOST if self._full > _LAST else max(spared, self.share - (0.0 if far else _LESS))
                 self.share = min(self.share + _MORE * min(shortest / self.target - 0.5, 2.0), most, _MOST)
         else:

@@ -55,7 +55,7 @@ def test_the_least_urgent_go_first(shedder: Shedder) -> None:
 
 
 def test_the_most_urgent_go_only_if_that_was_not_enough(shedder: Shedder) -> None:
-    behind(shedder, 70)
+    behind(shedder, 70, wait=0.9)
     assert let_in(shedder, PATIENT) == 0
     assert let_in(shedder, URGENT) < 100
 
@@ -67,7 +67,7 @@ def test_a_wait_that_is_not_that_long_is_for_the_less_urgent_to_make_shorter(she
     alone = Shedder(0.02)
     for _ in range(70):
         let_in(alone, PATIENT, 8)
-        alone.waited(0.06)
+        alone.waited(0.7)
     assert let_in(alone, PATIENT) == 100, "nobody is more urgent"
 
 

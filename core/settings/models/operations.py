@@ -172,7 +172,7 @@ class Limits(Section):
     shed_after: Seconds = Field(
         default=0.005,
         description="Seconds that a task has to wait for its turn from which on requests are refused at the door, the "
-        "lowest priority first and the most urgent there are after four times that; 0 = never.",
+        "lowest priority first and the most urgent there are after forty times that; 0 = never.",
     )
     max_body_bytes: Count = Field(default=10_485_760, description="Largest request body in bytes.")
     per_ip_requests_per_minute: Count | None = Field(
