@@ -29,7 +29,7 @@ from tests.support.warm import WARM
 Command = Literal["litellm", "llm-orchestration"]
 
 START_DEADLINE = 90.0
-"""Seconds; a start takes some 12 s on an idle machine."""
+"""Seconds for each worker; a start takes some 12 s on an idle machine."""
 
 
 class HiddenKey(str):
@@ -123,7 +123,7 @@ class ProxyProcess:
         if workers > 1:
             # uvicorn kills a worker that does not answer it for 5 s. On a busy machine LiteLLM's imports take longer
             # than that, and the workers are killed and started again for ever.
-            self.env.setdefault("TIMEOUT_WORKER_HEALTHCHECK", "60")
+            self.env.setdefault("TIMEOUT_WORKER_HEALTHCHECK", "150")
         self.key = HiddenKey(self.env.get("LITELLM_MASTER_KEY", ""))
         self.log = self._own_folder / "proxy.log"
         self.port = processes.free_port()
@@ -191,7 +191,7 @@ class ProxyProcess:
         self.spawn()
         self.wait_until_ready()
 
-    def wait_until_ready(self, within: float = START_DEADLINE) -> None:
+    def wait_until_ready(self) -> None:
         """Return when all workers have started and /health/liveliness answers; the log's end is in the error."""
 
         def ready() -> bool:
@@ -202,7 +202,7 @@ class ProxyProcess:
             return httpx.get(f"{self.url}/health/liveliness", timeout=5, trust_env=False).status_code == 200
 
         try:
-            eventually_sync(ready, within=within, what="the proxy answering")
+            eventually_sync(ready, within=START_DEADLINE * self.workers, what="the proxy answering")
         except AssertionError as late:
             self.kill()
             raise RuntimeError(f"{late}; its log ends:\n{self.log_tail()}") from None

@@ -30,6 +30,9 @@ _PR_SET_CHILD_SUBREAPER = 36
 _ENOUGH = 1 << 20
 
 
+_OF_THE_DATABASE = frozenset({"DATABASE_URL", "PRISMA_BINARY_CACHE_DIR"})
+
+
 class Forked(subprocess.Popen[bytes]):
     """A process that became a child of this one when its parent ended, as if this one had started it."""
 
@@ -78,7 +81,7 @@ class Warm:
 
     def _differs(self, environment: Mapping[str, str]) -> bool:
         """Whether LiteLLM would have been imported otherwise."""
-        if "DATABASE_URL" in environment:  # the client of its database is generated when a test first needs it
+        if not _OF_THE_DATABASE.isdisjoint(environment):  # its client is generated when a test first needs it
             return True
         names = self._looked_at - _PLACES
         return any(environment.get(name) != self._environment.get(name) for name in names)
