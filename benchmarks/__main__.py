@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import sys
 import tempfile
 import time
@@ -20,8 +19,6 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-
-os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # LiteLLM would look for prices on the network first
 
 from benchmarks import (
     budgets,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import statistics
 import tempfile
 import time
@@ -177,7 +176,6 @@ async def _store() -> AsyncIterator[Store]:
 
 async def decisions(plan: Plan) -> list[Figure]:
     """What each step of a request costs, in CPU time; 64 requests are in flight."""
-    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     reserve: list[float] = []
     steps: dict[str, list[float]] = {"admitted": [], "sent": [], "settled": []}
     async with _store() as store, _desk(store) as desk:

@@ -4,7 +4,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-COLLECT_EVERY = (10_000, 10, 10)
+from plugins.wiring import COLLECT_EVERY
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import random
 import time
 import tracemalloc
@@ -51,7 +50,6 @@ QUICK = Plan(rounds=3, decisions=1_000, users=5_000, admissions=200)
 
 async def measure(plan: Plan = FULL) -> Result:
     """Every figure; the full plan takes some eight minutes."""
-    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     began = time.perf_counter()
     figures = [*decisions(plan), *left_behind(plan), *await admissions(plan)]
     return Result("routing", figures, time.perf_counter() - began)

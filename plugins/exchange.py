@@ -2,9 +2,10 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from core.asgi import Receive
 from core.breakers import FAILED, IGNORED, Outcome, classify
@@ -462,6 +463,13 @@ class Exchange:
             "variant": plan.variants if assignments else None,
             "assignments": tuple((one.experiment, one.variant, one.unit) for one in assignments if one.counted),
         }
+
+
+def another_key_of(exchange: Exchange) -> Callable[[], bool]:
+    """What tells whether an exchange `has_another_key`, and does not keep it alive: the exchange holds what LiteLLM
+    logs of a request, and that the request's arguments."""
+    asked = ref(exchange)
+    return lambda: (now := asked()) is not None and now.has_another_key
 
 
 INTERRUPTED = "StreamInterrupted"

@@ -5,17 +5,14 @@ from typing import Any
 from weakref import ref
 
 from plugins import compat
-from plugins.exchange import Exchange
+from plugins.exchange import Exchange, another_key_of
+from plugins.resilience.retries import RETRY_POLICY
 from secrets_manager.provider import SecretUnavailable
 from secrets_manager.proxy import secrets
 from secrets_manager.service import Put
 
 REFUSED = (401, 403)
 """How a provider says that it does not take a key."""
-
-
-RETRY_POLICY = "model_group_retry_policy"
-"""The argument of LiteLLM's router by which a request has a retry policy of its own."""
 
 
 async def put_in(call: dict[str, Any], exchange: Exchange | None) -> None:
@@ -75,8 +72,8 @@ class RetryWithAnotherKey(Mapping[str, Any]):
     """
 
     def __init__(self, exchange: Exchange, configured: Mapping[str, Any] | None) -> None:
-        # What LiteLLM logs of a request holds its body, and so this: a circle, but for this.
-        self._exchange = ref(exchange)
+        self._exchange = ref(exchange)  # as for `another_key_of`
+        self._has_another_key = another_key_of(exchange)
         self._configured = configured or {}
 
     def __contains__(self, group: object) -> bool:
@@ -88,10 +85,6 @@ class RetryWithAnotherKey(Mapping[str, Any]):
             exchange.has_another_key = False
             return _ONE_MORE
         return self._configured[group]
-
-    def _has_another_key(self) -> bool:
-        exchange = self._exchange()
-        return exchange is not None and exchange.has_another_key
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._configured)

@@ -174,7 +174,7 @@ class Wiring:
         if os.environ.get(IN_PROCESS) is None:
             gc.freeze()
             if "PYTHON_GC_THRESHOLD" not in os.environ:  # LiteLLM's own setting
-                gc.set_threshold(*_COLLECT_EVERY)
+                gc.set_threshold(*COLLECT_EVERY)
 
     def _note_prices(self, task: "asyncio.Task[str]") -> None:
         if not task.cancelled() and task.exception() is None:
@@ -186,7 +186,8 @@ def _deployments() -> list[dict[str, Any]]:
     return [one for group in compat.model_groups() for one in compat.deployments_of(group)]
 
 
-_COLLECT_EVERY = (10_000, 10, 10)
+COLLECT_EVERY = (10_000, 10, 10)
+"""Python's thresholds of garbage collection in a proxy."""
 
 IN_PROCESS = "LLM_ORCHESTRATION_IN_PROCESS"
 """Set while the Python API runs the proxy inside the application, whose process is not ours to end."""

@@ -223,6 +223,10 @@ def listed(first: str, rest: Sequence[Any], attempts: int) -> list[Any]:
     return row[1:]
 
 
+RETRY_POLICY = "model_group_retry_policy"
+"""The argument of LiteLLM's router by which a request has a retry policy of its own."""
+
+
 class RetryPolicy(Mapping[str, Any]):
     """A `model_group_retry_policy` for one request, round the one it has.
 

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
-from weakref import ref
 
 import httpx
 
@@ -13,8 +12,9 @@ from core.errors import AllModelsFailed, RequestRefused
 from core.retries import retry_after_seconds
 from core.settings.models.operations import Retries
 from core.usage import Attempt
+from plugins.exchange import another_key_of
 from plugins.resilience.degraded import Body, all_failed, answer, reason_of
-from plugins.resilience.retries import AGAIN, CountedBudget, Course, Failed, RetryPolicy, listed
+from plugins.resilience.retries import AGAIN, RETRY_POLICY, CountedBudget, Course, Failed, RetryPolicy, listed
 from plugins.resilience.shedding import Shedder
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from plugins.resilience.breakers import DeploymentBreakers
     from plugins.resilience.health import HealthChecks
     from plugins.routing.candidates import Candidates
-
-RETRY_POLICY = "model_group_retry_policy"
 
 _WHOSE_RETRIES = (
     ("router_settings", "num_retries"),
@@ -113,10 +111,7 @@ class Resilience:
     def _give_policy(exchange: "Exchange", course: Course, data: dict[str, Any]) -> None:
         inner = data.get(RETRY_POLICY)
         if inner is not None:
-            now = ref(exchange)  # as in plugins.secrets
-            data[RETRY_POLICY] = RetryPolicy(
-                course, inner, lambda: (asked := now()) is not None and asked.has_another_key
-            )
+            data[RETRY_POLICY] = RetryPolicy(course, inner, another_key_of(exchange))
 
     def _retries(self, policy: str | None) -> Retries | None:
         """The rules by which a request is tried again, None where LiteLLM's own hold."""
