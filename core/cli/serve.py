@@ -31,6 +31,9 @@ def command(config: str, host: str, port: int, workers: int) -> None:
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     # uvicorn kills a worker that has not answered within 5 s, which importing LiteLLM takes on a busy machine.
     os.environ.setdefault("TIMEOUT_WORKER_HEALTHCHECK", "60")
+    # uvicorn closes a connection that was idle for 5 s; a client or load balancer that holds on to connections for
+    # longer (a minute, commonly) would now and then send a request into one that is being closed.
+    os.environ.setdefault("KEEPALIVE_TIMEOUT", "75")
     _greet(keys, made, host, port)
     from litellm.proxy.proxy_cli import run_server
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import os
 import re
 import shutil
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -182,6 +185,19 @@ class TestOtherClients:
         assert done.stdout.rstrip().endswith("data: [DONE]")
         [event] = first_run.books.recorded()
         assert (event.streamed, event.usage, event.user_id) == (True, "reported", "bob")
+
+
+def test_a_connection_may_be_idle_for_longer_than_uvicorn_waits(first_run: FirstRun):
+    """Clients and load balancers keep connections for a minute; a request into one that is being closed is lost."""
+    kept = http.client.HTTPConnection("127.0.0.1", first_run.proxy.port, timeout=30)
+    with contextlib.closing(kept):
+        kept.request("GET", "/health/liveliness")
+        kept.getresponse().read()
+        held = kept.sock
+        time.sleep(6)
+        kept.request("GET", "/health/liveliness")
+        assert kept.getresponse().status == 200
+        assert held is not None and kept.sock is held
 
 
 def test_the_report_tells_who_used_what_and_what_it_cost(first_run: FirstRun):

@@ -124,6 +124,10 @@ class ProxyProcess:
             # uvicorn kills a worker that does not answer it for 5 s. On a busy machine LiteLLM's imports take longer
             # than that, and the workers are killed and started again for ever.
             self.env.setdefault("TIMEOUT_WORKER_HEALTHCHECK", "150")
+        if command == "litellm":
+            # As `llm-orchestration serve` does: a proxy that had no time for 5 s closes connections with requests in
+            # them that it has not read.
+            self.env.setdefault("KEEPALIVE_TIMEOUT", "75")
         self.key = HiddenKey(self.env.get("LITELLM_MASTER_KEY", ""))
         self.log = self._own_folder / "proxy.log"
         self.port = processes.free_port()
