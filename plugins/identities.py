@@ -107,9 +107,9 @@ class Identities:
         """LiteLLM has accepted a request; `since` is the `generation` when that began. Returns who it is, whether or
         not that is remembered."""
         seconds = self._ttl()
-        expires = _time_of(getattr(auth, "expires", None))
-        if expires is not None:
-            seconds = min(seconds, expires - self._wall())
+        expires = getattr(auth, "expires", None)
+        if expires is not None and (until := _time_of(expires)) is not None:
+            seconds = min(seconds, until - self._wall())
         identity = Identity(auth, guardrails_of(auth), 0.0)
         if since != self.generation or seconds <= 0:
             return identity

@@ -70,7 +70,7 @@ class Flights:
         self.handovers = handovers
         self.grace = grace
         self.elsewhere = elsewhere
-        self._open: dict[bytes, _Flight] = {}
+        self._open: dict[bytes, _Flight | Leader] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
@@ -79,7 +79,8 @@ class Flights:
     def join(self, key: bytes, call: Call) -> "Follower":
         """Take part in the flight of this key, or begin one with `call`. The follower is to be left in the end:
         `async with flights.join(key, call) as follower`."""
-        flight = self._open.get(key)
+        found = self._open.get(key)
+        flight = found.flight if isinstance(found, Leader) else found
         if flight is None or not flight.can_be_joined:
             flight = self._open[key] = _Flight(self, key)
         follower = Follower(flight, call, copy_context())
@@ -95,19 +96,27 @@ class Flights:
     def lead(self, key: bytes) -> "Leader | None":
         """Begin a flight whose first call its leader makes himself and says is over by `Leader.over`; None where there
         is one already, or has to be asked for elsewhere."""
-        flight = self._open.get(key)
-        if self.elsewhere is not None or (flight is not None and flight.can_be_joined):
+        found = self._open.get(key)
+        if self.elsewhere is not None or (found is not None and found.can_be_joined):
             return None
-        flight = self._open[key] = _Flight(self, key)
+        leader = self._open[key] = Leader(self, key)
+        return leader
+
+    def opened(self, leader: "Leader") -> "tuple[_Flight, Follower]":
+        """The flight of a leader who had none, with its own reader in it unless that has left."""
+        flight = _Flight(self, leader.key)
         follower = Follower(flight, _done, None)
-        flight.followers[follower] = None
         flight.begun = follower.led = True
-        return Leader(self, flight, follower)
+        if self._open.get(leader.key) is leader:
+            self._open[leader.key] = flight
+            flight.followers[follower] = None
+        return flight, follower
 
     async def close(self) -> None:
         """Cancel what is under way."""
         for flight in list(self._open.values()):
-            flight.handovers = self.handovers
+            if isinstance(flight, _Flight):
+                flight.handovers = self.handovers
         for task in list(self._tasks):
             task.cancel()
         while self._tasks:
@@ -120,7 +129,7 @@ class Flights:
             self._over(flight, FlightLost("nobody is left to ask for the answer"))
             return
         follower.led = True
-        leader = Leader(self, flight, follower)
+        leader = Leader(self, flight.key, flight, follower)
         flight.task = self._run(self._fly(leader), follower.context)
 
     async def _fly(self, leader: "Leader") -> None:
@@ -185,7 +194,7 @@ class Flights:
             flight.locked = False
             self._run(self.elsewhere.end(flight.key))
 
-    def forget(self, flight: "_Flight") -> None:
+    def forget(self, flight: "_Flight | Leader") -> None:
         """Who comes from now on begins another."""
         if self._open.get(flight.key) is flight:
             del self._open[flight.key]
@@ -214,11 +223,11 @@ class Flights:
         own = _Flight(self, shared.key)
         own.begun = own.alone = True
         own.task, shared.task = shared.task, None
-        leader.flight = own
-        leader.follower.flight = own
-        if leader.follower in shared.followers:
-            del shared.followers[leader.follower]
-            own.followers[leader.follower] = None
+        follower = leader.follower
+        leader.moved(own)
+        if follower in shared.followers:
+            del shared.followers[follower]
+            own.followers[follower] = None
         shared.wake()
         if not own.followers:
             self.deserted(own)
@@ -345,14 +354,38 @@ class _Flight:
 
 
 class Leader:
-    """What a call gives its answer to."""
+    """What a call gives its answer to. One who leads alone has no flight until somebody else takes part, or the answer
+    comes in parts."""
 
-    __slots__ = ("_flights", "flight", "follower")
+    __slots__ = ("_flight", "_flights", "_follower", "key")
 
-    def __init__(self, flights: Flights, flight: _Flight, follower: "Follower") -> None:
+    can_be_joined = True
+    """As that of flights: it stands among them while it leads alone."""
+
+    def __init__(
+        self, flights: Flights, key: bytes, flight: _Flight | None = None, follower: "Follower | None" = None
+    ) -> None:
         self._flights = flights
-        self.flight = flight
-        self.follower = follower
+        self.key = key
+        self._flight = flight
+        self._follower = follower
+
+    @property
+    def flight(self) -> _Flight:
+        if self._flight is None:
+            self._flight, self._follower = self._flights.opened(self)
+        return self._flight
+
+    @property
+    def follower(self) -> "Follower":
+        """Who reads the answer in its name."""
+        if self._follower is None:
+            self._flight, self._follower = self._flights.opened(self)
+        return self._follower
+
+    def moved(self, flight: _Flight) -> None:
+        """It goes on in a flight of its own."""
+        self._flight = self.follower.flight = flight
 
     def start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """The answer begins. The leader's reader gets all headers, the others those that are everybody's."""
@@ -379,18 +412,25 @@ class Leader:
             self.flight.add(chunk)
         self.flight.wake()
 
+    def leave(self) -> None:
+        """Its own reader reads no further."""
+        if self._follower is None:
+            self._flights.forget(self)
+        else:
+            self._follower.leave()
+
     def over(self, failure: Exception | None) -> None:
         """The call that `Flights.lead` left to the leader is over, by what it raised if it did."""
-        self._flights.landed(self, failure)
+        if self._flight is None:
+            self._flights.forget(self)
+        else:
+            self._flights.landed(self, failure)
 
     def ends_alone(self) -> bool:
-        """Whether nobody else takes part, and then the flight is over: the answer need not be given to it."""
-        flight = self.flight
-        if flight.ended or len(flight.followers) != 1 or flight.followers.get(self.follower, True) is not None:
+        """Whether it leads alone, and then it is over: the answer need not be given to it."""
+        if self._flight is not None:
             return False
-        flight.ended = True
-        flight.followers.clear()
-        self._flights.forget(flight)
+        self._flights.forget(self)
         return True
 
     def part(self) -> None:

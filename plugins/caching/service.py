@@ -197,6 +197,8 @@ class Caching:
         if not self._runtime.settings.caching.deduplicate or not control.shares or self.flights is None:
             return None
         turn = asking.turn = Turn(exchange, self.flights, ready.key, self._leading)
+        if turn.leads:
+            return None
         try:
             head = await turn.head()
         except FlightLost:

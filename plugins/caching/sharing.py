@@ -20,14 +20,13 @@ class Turn:
     to its client goes to the others as well."""
 
     __slots__ = (
-        *("_alone", "_begins", "_by_itself", "_ended", "_ended_well", "_leading", "_led", "_over", "_pump"),
-        *("_to_client", "exchange", "follower", "keeping", "key", "leader", "told"),
+        *("_alone", "_begins", "_ended", "_ended_well", "_follower", "_leading", "_led", "_over", "_pump"),
+        *("_to_client", "exchange", "keeping", "key", "leader", "told"),
     )
 
     def __init__(self, exchange: "Exchange", flights: Flights, key: bytes, leading: "dict[bytes, Exchange]") -> None:
         self.exchange = exchange
         self.key = key
-        self.leader: Leader | None = None
         self.told: Exchange | None = None
         """Whose answer it is that this one waits for, where that is made here."""
         self._leading = leading
@@ -38,18 +37,33 @@ class Turn:
         self._pump: asyncio.Task[None] | None = None
         self._alone = False
         self.keeping: asyncio.Task[bool] | None = None
-        self.leader = leader = flights.lead(key)
-        self._by_itself = leader is not None
-        if leader is None:
+        self._follower: Follower | None = None
+        """Where it waits, or has waited until it was its turn to lead."""
+        self.leader: Leader | None = flights.lead(key)
+        if self.leader is None:
             self._over = asyncio.Event()
             self._led: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self.follower: Follower = flights.join(key, self._call)
+            self._follower = flights.join(key, self._call)
         else:
-            self.follower = leader.follower
+            leading[key] = exchange
 
     @property
     def leads(self) -> bool:
         return self.leader is not None
+
+    @property
+    def follower(self) -> Follower:
+        """Who reads the answer for this exchange."""
+        if self._follower is not None:
+            return self._follower
+        assert self.leader is not None
+        return self.leader.follower
+
+    def _leave(self) -> None:
+        if self._follower is not None:
+            self._follower.leave()
+        elif self.leader is not None:
+            self.leader.leave()
 
     async def _call(self, leader: Leader) -> None:
         self.leader = leader
@@ -73,13 +87,10 @@ class Turn:
     # -- waiting ---------------------------------------------------------------------------------------------------
 
     async def head(self) -> Head | None:
-        """How the shared answer begins; None where this exchange has to get it itself.
+        """How the answer begins that somebody else gets; None where it is for this exchange to get after all.
 
-        Raises FlightLost where there is none after all.
+        Raises FlightLost where there will be none.
         """
-        if self._by_itself:
-            self._leading[self.key] = self.exchange
-            return None
         if self.follower.led:
             await self._led
             self._leading[self.key] = self.exchange
@@ -118,7 +129,7 @@ class Turn:
 
     async def deserted(self) -> None:
         """The leader's client has left; returns when nobody else waits."""
-        self.follower.leave()
+        self._leave()
         if self._pump is not None:
             self._pump.cancel()
         if self.leader is not None and not self._ended:
@@ -154,7 +165,7 @@ class Turn:
             if last:
                 self._ended_well = True
                 leader.finish()
-                if not self._by_itself:
+                if self._follower is not None:
                     self._over.set()
                 if self._pump is not None:
                     with suppress(asyncio.CancelledError, FlightLost, OSError):
@@ -166,7 +177,7 @@ class Turn:
     async def _whole(self, leader: Leader, start: Message, body: Message) -> None:
         """An answer in one piece, which nobody has to wait for another's pace for."""
         assert self._to_client is not None
-        if self._by_itself and leader.ends_alone():
+        if leader.ends_alone():
             self._ended = True
             self._forget()
         else:
@@ -247,10 +258,10 @@ class Turn:
             return
         self._ended = True
         self._forget()
-        self.follower.leave()
+        self._leave()
         if self._pump is not None:
             self._pump.cancel()
-        if not self._by_itself:
+        if self._follower is not None:
             self._over.set()
         elif self.leader is not None:
             self.leader.over(self._failure(self.leader))

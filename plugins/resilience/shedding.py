@@ -13,7 +13,6 @@ import random
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from hashlib import blake2b
 
 from core.context import LOWEST_PRIORITY
 from core.errors import Overloaded
@@ -73,7 +72,7 @@ class Shedder:
         self._full = 0
         """Intervals of collapse though only the most urgent are let in."""
         self._arrivals = [0.0] * (LOWEST_PRIORITY + 1)
-        self._priorities: OrderedDict[bytes, int] = OrderedDict()
+        self._priorities: OrderedDict[int, int] = OrderedDict()
 
     # -- a request -------------------------------------------------------------------------------------------------
 
@@ -168,15 +167,12 @@ class Shedder:
             self.waited(shortest)
 
 
-def credential(headers: list[tuple[bytes, bytes]]) -> bytes | None:
-    """What tells a credential from others without being of use to anybody; None without one."""
+def credential(headers: list[tuple[bytes, bytes]]) -> int | None:
+    """What tells a credential from others in this process without being of use to anybody; None without one."""
     for name, value in headers:
         if name in _NAMES:
-            return blake2b(value, digest_size=16, key=_KEY).digest()
+            return hash(value)
     return None
-
-
-_KEY = random.randbytes(32)  # noqa: S311 - nobody sees what is made with it
 
 
 def _within(priority: int | None) -> int:
