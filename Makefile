@@ -17,7 +17,7 @@ check: .venv/ready
 	$(BIN)/pytest tests/unit -q -m "not live and not slow" -n $(WORKERS)
 
 test: .venv/ready
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 40
 
 bench: .venv/ready
 	$(BIN)/python -m benchmarks

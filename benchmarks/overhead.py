@@ -26,6 +26,7 @@ _SETTLE = 0.3
 """Seconds after a window in which work that an answer left behind (log events, the usage ledger) comes to its end."""
 
 _WARM_UP = 150
+_TAIL = 8_000
 _STARTS_WITHIN = 120.0
 
 
@@ -215,6 +216,7 @@ async def measure(plan: Plan = FULL, kinds: Sequence[Load] = LOADS, *, more: boo
                     }
                 except ExceptionGroup:
                     if alone.running or not ours.running:
+                        _LOG.error("what ours logged last:\n%s", ours.log_text()[-_TAIL:])  # it goes with the proxy
                         raise
                     # docs/operations.md: on Python 3.11 streams crash LiteLLM now and then, where we are not loaded.
                     _LOG.warning("the bare proxy crashed; this start is made again")

@@ -100,9 +100,10 @@ class Edge:
         exchange.entrance, exchange.receive = entrance, receive
         token = current.set(exchange)
         try:
-            if (asking := await caching.ask(exchange, scope, receive)) is not None:
+            cache = caching.caching
+            if cache is not None and (asking := await cache.ask(exchange, scope, receive)) is not None:
                 scope, receive = asking.plain_scope(), asking.receive
-                if await caching.at_the_edge(exchange, asking, answer):
+                if await cache.at_the_edge(exchange, asking, answer):
                     return
             if (arrival := await outages.arrive(exchange, scope, receive)) is not None:
                 receive = arrival.receive

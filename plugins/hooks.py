@@ -18,6 +18,7 @@ from plugins.batches import service as batches
 from plugins.caching import inputs
 from plugins.caching import service as caching
 from plugins.exchange import Exchange, current
+from plugins.failures import status_of
 from plugins.resilience import service as resilience
 from plugins.routes import ROUTES, Handling
 
@@ -134,7 +135,7 @@ class Orchestration(CustomLogger):
         """An attempt failed; with a key that its provider refused it is made again with the vault's newest."""
         exchange = _exchange_of(request_data)
         if exchange is not None:
-            await secrets.refused(exchange, request_data, outcome.status_of(exception))
+            await secrets.refused(exchange, request_data, status_of(exception))
             outcome.attempt_failed(exchange, exception)
             if resilience.replaces_cooldown(exchange, request_data):
                 compat.spare_cooldown(request_data)
@@ -152,7 +153,7 @@ class Orchestration(CustomLogger):
         if exchange is not None:
             admission.refused_before_us(self._runtime, exchange, user_api_key_dict, request_data)
             if exchange.endpoint in second_try.ENDPOINTS and outcome.ends_attempt(exchange, original_exception):
-                await secrets.refused(exchange, request_data, outcome.status_of(original_exception))
+                await secrets.refused(exchange, request_data, status_of(original_exception))
             outcome.request_failed(exchange, original_exception)
 
     async def async_post_call_response_headers_hook(

@@ -1,14 +1,12 @@
 """What became of a request: attempts that failed, answers, and LiteLLM's own account of them afterwards."""
 
 from collections import OrderedDict
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
-
-import httpx
 
 from core.money import nano_dollars
 from core.usage import UsageState
 from plugins.exchange import Exchange, current
+from plugins.failures import from_provider, name_of, status_of, usage_after
 from plugins.receipt import Receipt
 from plugins.resilience import service as resilience
 
@@ -30,7 +28,7 @@ def answered(exchange: Exchange, data: dict[str, Any], response: Any) -> None:
 def attempt_failed(exchange: Exchange, exception: Exception) -> None:
     """Note it."""
     status = status_of(exception)
-    usage = _usage_after(exception, status) if exchange.sent else UsageState.NONE
+    usage = usage_after(exception, status) if exchange.sent else UsageState.NONE
     outcome = resilience.outcome(exchange, exception, status)
     said = resilience.of_deployment(exchange, outcome, status)
     attempt = exchange.end_attempt(status, type(exception).__name__, usage, said)
@@ -41,14 +39,14 @@ def attempt_failed(exchange: Exchange, exception: Exception) -> None:
 def ends_attempt(exchange: Exchange, exception: Exception) -> bool:
     """Whether a request fails because an attempt has that no other hook learned of: streams of text completions are
     opened when the router is done."""
-    return exchange.under_way and exchange.first_byte is None and _from_provider(exception)
+    return exchange.under_way and exchange.first_byte is None and from_provider(exception)
 
 
 def request_failed(exchange: Exchange, exception: Exception) -> None:
     """The request as a whole failed."""
     if ends_attempt(exchange, exception):
         attempt_failed(exchange, exception)
-    exchange.error_class = exchange.error_class or _name(exception)
+    exchange.error_class = exchange.error_class or name_of(exception)
 
 
 def reported_later(runtime: "Runtime", kwargs: dict[str, Any]) -> None:
@@ -98,58 +96,3 @@ def remember_unsure(exchange: Exchange) -> None:
 _MOST_UNSURE = 4096
 _unsure: OrderedDict[str, tuple[str, int]] = OrderedDict()
 """Request id and nano-dollars charged for the last attempt, by LiteLLM's call id."""
-
-
-def status_of(exception: Exception) -> int:
-    """The status that a provider answered with, 0 where it gave none."""
-    status = getattr(exception, "status_code", None)
-    return status if isinstance(status, int) else 0
-
-
-def _name(exception: Exception) -> str:
-    """The class of an error, or for LiteLLM's own refusals, which are all of one class, what they call themselves."""
-    name = type(exception).__name__
-    return str(getattr(exception, "type", name)) if name == "ProxyException" else name
-
-
-def _from_provider(exception: Exception) -> bool:
-    """Whether it is about a call to a model; LiteLLM's errors of these are those of OpenAI's client."""
-    return any(base.__module__.startswith("openai") for base in type(exception).__mro__)
-
-
-def _usage_after(exception: Exception, status: int) -> str:
-    """Whether a failed attempt can have been billed.
-
-    A provider that answers with an error status bills nothing, and neither does one that was never reached. Whatever
-    else went wrong after the request was sent, it may have run to its end: a timeout, a connection that broke off, an
-    answer nobody could read.
-    """
-    if 400 <= status < 500 and status != _TIMED_OUT:
-        return UsageState.NONE
-    for cause in _causes(exception):
-        if isinstance(cause, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
-            return UsageState.NONE if _never_connected(cause) else UsageState.UNKNOWN
-        if isinstance(cause, httpx.HTTPStatusError) or (
-            type(cause).__module__.startswith("openai") and hasattr(cause, "status_code")
-        ):
-            return UsageState.NONE
-    return UsageState.UNKNOWN
-
-
-_TIMED_OUT = 408
-
-
-def _never_connected(error: Exception) -> bool:
-    """LiteLLM's aiohttp transport calls every error of the socket a failure to connect; what it came from tells them
-    apart."""
-    causes = [cause for cause in _causes(error) if type(cause).__module__.startswith("aiohttp")]
-    names = {base.__name__ for cause in causes for base in type(cause).__mro__}
-    return not causes or not names.isdisjoint({"ClientConnectorError", "ConnectionTimeoutError"})
-
-
-def _causes(exception: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while exception is not None and id(exception) not in seen:
-        seen.add(id(exception))
-        yield exception
-        exception = exception.__cause__ or exception.__context__

@@ -82,7 +82,9 @@ class Entry:
             found.append(mark("user", self.user_id))
         if self.task_type is not None:
             found.append(mark("task_type", self.task_type))
-        return (*found, *(mark("tag", tag) for tag in self.tags))
+        if self.tags:
+            found += [mark("tag", tag) for tag in self.tags]
+        return tuple(found)
 
     @property
     def size(self) -> int:

@@ -4,7 +4,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import blake2b
-from typing import Any, Generic, Required, TypedDict, TypeVar, Unpack, cast
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import orjson
 
@@ -99,23 +99,23 @@ def vary(headers: Iterable[tuple[bytes, bytes]], query: bytes = b"") -> tuple[st
     return tuple(sorted(told)) if told else ()
 
 
-class Beside(TypedDict, total=False):
+class Beside(NamedTuple):
     """What a key is made of besides endpoint and body. `model` is the one that answers, after routing; `variant` the
     experiments' arms; `written` what rules and variants write into the body, where they have not yet; `dialect` tells
     apart what one endpoint answers in several ways, such as by its path; `namespace` is the client's own."""
 
-    model: Required[str]
-    owner: Required[Owner]
-    stream: bool
-    dialect: str
-    variant: str
-    guardrails: Sequence[str]
-    varying: Sequence[str]
-    written: Mapping[str, Any] | None
-    namespace: str
+    model: str
+    owner: Owner
+    stream: bool = False
+    dialect: str = ""
+    variant: str = ""
+    guardrails: Sequence[str] = ()
+    varying: Sequence[str] = ()
+    written: Mapping[str, Any] | None = None
+    namespace: str = ""
 
 
-def cache_key(endpoint: str, body: Mapping[str, Any], **beside: Unpack[Beside]) -> bytes | None:
+def cache_key(endpoint: str, body: Mapping[str, Any], beside: Beside) -> bytes | None:
     """The key of a request, `KEY_BYTES` long; None for a body that is no JSON.
 
     `body` is as orjson reads it: whitespace and the order of fields are gone, defaults and fields that do not change
@@ -125,7 +125,7 @@ def cache_key(endpoint: str, body: Mapping[str, Any], **beside: Unpack[Beside]) 
     return None if text is None else blake2b(text, digest_size=KEY_BYTES).digest()
 
 
-def input_keys(body: Mapping[str, Any], inputs: Sequence[Any], **beside: Unpack[Beside]) -> tuple[bytes, ...]:
+def input_keys(body: Mapping[str, Any], inputs: Sequence[Any], beside: Beside) -> tuple[bytes, ...]:
     """The `cache_key`s of requests for embeddings that are as `body`, but for each of `inputs` (texts, or lists of
     tokens) alone; none for a body that is no JSON."""
     text = _text("embeddings", {**body, "input": _AN_INPUT}, beside)
@@ -149,7 +149,6 @@ _AN_INPUT = secrets.token_hex(16)
 def _text(endpoint: str, body: Mapping[str, Any], beside: Beside) -> bytes | None:
     """What the key is a digest of."""
     question: dict[str, Any] = {}
-    said, stream = beside.get, beside.get("stream", False)
     try:
         for name, value in body.items():
             if value is None or name in LEFT_OUT:
@@ -163,26 +162,10 @@ def _text(endpoint: str, body: Mapping[str, Any], beside: Beside) -> bytes | Non
                 if value == default and type(value) is type(default):
                     continue
             question[name] = value
-        options = body.get("stream_options") if stream else None
-        return orjson.dumps(
-            (
-                _VERSION,
-                beside["owner"],
-                endpoint,
-                said("dialect", ""),
-                beside["model"],
-                stream,
-                None if options in _STREAM_DEFAULTS else options,
-                said("variant", ""),
-                said("guardrails", ()),
-                said("varying", ()),
-                said("namespace", ""),
-                said("written"),
-                _counted(body),
-                question,
-            ),
-            option=orjson.OPT_SORT_KEYS,
-        )
+        options = body.get("stream_options") if beside.stream else None
+        options = None if options in _STREAM_DEFAULTS else options
+        whole = (_VERSION, endpoint, *beside, options, _counted(body), question)
+        return orjson.dumps(whole, option=orjson.OPT_SORT_KEYS)
     except (TypeError, ValueError, OverflowError):
         return None
 

@@ -29,6 +29,8 @@ _OWN_WAY: Final = frozenset(
     {"api_key", "api_base", "base_url", "organization", "user_config", "extra_headers", "extra_query"}
 )
 """With these a request says itself where it goes, or with which credentials."""
+_TELLING: Final = _OWN_WAY | {"extra_body", "background", "conversation", "store", "tools"}
+"""Fields but for which there is nothing against an answer's being looked for."""
 _HARMLESS_TOOLS: Final = ("function", "custom", "web_search", "file_search")
 """Types of tools, by their beginning, that change nothing by themselves: the client runs them, or they only read."""
 
@@ -161,6 +163,13 @@ class CacheRules:
         """Why no answer to such a question is looked for, shared or kept."""
         if endpoint not in ENDPOINTS:
             return "endpoint"
+        if not _TELLING.isdisjoint(body) and (reason := self._of_fields(endpoint, body)) is not None:
+            return reason
+        if not self._caching.cache_sampled and endpoint in _SAMPLED and _temperature(body) != 0:
+            return "sampled"
+        return None
+
+    def _of_fields(self, endpoint: str, body: Mapping[str, Any]) -> str | None:
         extra: object = body.get("extra_body")
         layers = (body, cast("Mapping[str, Any]", extra)) if isinstance(extra, dict) else (body,)
         for layer in layers:
@@ -172,8 +181,6 @@ class CacheRules:
                 return "has effects"
             if not self._caching.cache_tool_calls and _has_effects(layer.get("tools")):
                 return "tools with effects"
-        if not self._caching.cache_sampled and endpoint in _SAMPLED and _temperature(body) != 0:
-            return "sampled"
         return None
 
     def why_not_kept(self, answer: Answer) -> str | None:
@@ -193,7 +200,7 @@ class CacheRules:
             return "too large"
         if not answer.complete or not _whole(answer):
             return "cut short"
-        if not self._caching.cache_tool_calls and _CALLS[answer.endpoint].search(answer.body):
+        if not self._caching.cache_tool_calls and _calls(answer):
             return "tool calls"
         return None
 
@@ -230,19 +237,20 @@ def _temperature(body: Mapping[str, Any]) -> object:
     return body.get("temperature")
 
 
-# In JSON a quote within a text is escaped, so what an answer says cannot look like one of its fields.
-_CHAT_CALLS = re.compile(rb'"tool_calls"\s*:\s*\[\s*\{|"function_call"\s*:\s*\{')
-_NEVER = re.compile(rb"(?!)")
-_CALLS: Final[Mapping[str, re.Pattern[bytes]]] = {
+# In JSON a quote within a text is escaped, so what an answer says cannot look like one of its fields. A text is looked
+# for first: that is many times as fast as looking for a pattern.
+_CHAT_CALLS = (b"_call", re.compile(rb'"tool_calls"\s*:\s*\[\s*\{|"function_call"\s*:\s*\{'))
+_CALLS: Final[Mapping[str, tuple[bytes, re.Pattern[bytes]] | None]] = {
     "chat_completions": _CHAT_CALLS,
     "completions": _CHAT_CALLS,
-    "messages": re.compile(rb'"type"\s*:\s*"(mcp_)?tool_use"'),
-    "responses": re.compile(rb'"type"\s*:\s*"(?!web_search_call"|file_search_call")\w+_call"'),
-    "generate_content": re.compile(rb'"functionCall"\s*:\s*\{'),
-    "embeddings": _NEVER,
-    "moderations": _NEVER,
-    "rerank": _NEVER,
+    "messages": (b"tool_use", re.compile(rb'"type"\s*:\s*"(mcp_)?tool_use"')),
+    "responses": (b"_call", re.compile(rb'"type"\s*:\s*"(?!web_search_call"|file_search_call")\w+_call"')),
+    "generate_content": (b"functionCall", re.compile(rb'"functionCall"\s*:\s*\{')),
+    "embeddings": None,
+    "moderations": None,
+    "rerank": None,
 }
+_FILTERED = b'"content_filter"'
 _STOPPED = re.compile(rb'"finish_reason"\s*:\s*"content_filter"')
 _LAST_EVENT: Final[Mapping[str, re.Pattern[bytes]]] = {
     "chat_completions": re.compile(rb"^data:\s*\[DONE\]", re.M),
@@ -255,6 +263,12 @@ _ERROR_EVENT = re.compile(rb'^(event:\s*error\s*$|data:\s*\{\s*"error"\s*:|data:
 _UNFINISHED = re.compile(rb'"status"\s*:\s*"(incomplete|failed|in_progress|queued|cancelled)"')
 
 
+def _calls(answer: Answer) -> bool:
+    """Whether an answer asks for tools to be run."""
+    signs = _CALLS[answer.endpoint]
+    return signs is not None and signs[0] in answer.body and signs[1].search(answer.body) is not None
+
+
 def _whole(answer: Answer) -> bool:
     """Whether an answer says that it came to its end."""
     body = answer.body
@@ -262,9 +276,13 @@ def _whole(answer: Answer) -> bool:
         last = _LAST_EVENT.get(answer.endpoint)
         if last is None or last.search(body) is None or _ERROR_EVENT.search(body):
             return False
-        return _STOPPED.search(body) is None
+        return not _was_stopped(body)
     if not body.rstrip().endswith((b"}", b"]")):
         return False
     if answer.endpoint == "responses" and _UNFINISHED.search(body):
         return False
-    return _STOPPED.search(body) is None
+    return not _was_stopped(body)
+
+
+def _was_stopped(body: bytes) -> bool:
+    return _FILTERED in body and _STOPPED.search(body) is not None

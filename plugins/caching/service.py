@@ -112,6 +112,10 @@ class Caching:
         settings = self._runtime.settings.caching
         if not asking.caller or not settings.edge:
             return False
+        if self._redis is None and not self._seen.again(asking.sent):
+            # Nobody else can have got an answer to what is new here. Should somebody have asked it in other bytes, the
+            # answer is found in LiteLLM's pipeline; here the plan would be made for nothing, and then once more.
+            return False
         try:
             ready = asking.ready = await self._ready(exchange, asking)
             found = None if ready is None else await self._look(exchange, asking, ready)
@@ -217,10 +221,6 @@ class Caching:
 
     async def _ready(self, exchange: "Exchange", asking: Asking) -> Ready | None:
         version = self._version_of(self._runtime.snapshot)
-        if self._redis is None and not self._seen.again(asking.sent):
-            # Nobody else can have got an answer to what is new here. Should somebody have asked it in other bytes, the
-            # answer is found in LiteLLM's pipeline; here the plan would be made for nothing, and then once more.
-            return None
         told = [part for name, value in asking.scope["headers"] if name in self._told for part in (name, value)]
         raw = raw_key(asking.sent, asking.caller, *told)
         ready = self._memo.get(raw, version)
@@ -274,22 +274,22 @@ class Caching:
             return None
         known = identity or Identity(exchange.principal, guardrails_of(exchange.principal), 0.0)
         scope = asking.scope
-        beside: Beside = {
-            "model": model,
-            "owner": owner,
-            "stream": context.stream,
-            "dialect": scope["path"],
-            "variant": plan.variants,
-            "guardrails": known.guardrails,
-            "varying": vary(scope["headers"], scope.get("query_string", b"")),
-            "written": _written(exchange),
-            "namespace": control.namespace,
-        }
-        key = cache_key(context.endpoint, body, **beside)
+        beside = Beside(
+            model,
+            owner,
+            context.stream,
+            dialect=scope["path"],
+            variant=plan.variants,
+            guardrails=known.guardrails,
+            varying=vary(scope["headers"], scope.get("query_string", b"")),
+            written=_written(exchange),
+            namespace=control.namespace,
+        )
+        key = cache_key(context.endpoint, body, beside)
         if key is None:
             return None
         several = inputs_of(body) if context.endpoint == "embeddings" else None
-        keys = () if several is None else input_keys(body, several, **beside)
+        keys = () if several is None else input_keys(body, several, beside)
         label = Label(context.task_type or "", model)
         permits = dict(exchange.permits)
         return Ready(known, snapshot, context, plan, permits, exchange.granted, key, label, control, ttl, keys)
@@ -500,16 +500,6 @@ caching: Caching | None = None
 """That of this worker."""
 
 
-async def ask(exchange: "Exchange", scope: Scope, receive: Receive) -> Asking | None:
-    """As `Caching.ask`."""
-    return None if caching is None else await caching.ask(exchange, scope, receive)
-
-
-async def at_the_edge(exchange: "Exchange", asking: Asking, answer: "CachedAnswer") -> bool:
-    """As `Caching.at_the_edge`."""
-    return caching is not None and await caching.at_the_edge(exchange, asking, answer)
-
-
 def way_back(exchange: "Exchange", answer: CachedAnswer) -> Send:
     """Where LiteLLM's answer goes."""
     if exchange.endpoint != "embeddings" or exchange.asking is None or caching is None or caching.cache is None:
@@ -538,10 +528,11 @@ async def look(exchange: "Exchange") -> None:
 def over(exchange: "Exchange") -> None:
     """The exchange is over, however it ended."""
     asking = exchange.asking
-    if asking is not None and asking.turn is not None:
-        with suppress(Exception):
-            asking.turn.end()
+    if asking is not None and (turn := asking.turn) is not None:
         asking.turn = None  # each holds the other: they would wait for the garbage collector
+        if not turn.ended:
+            with suppress(Exception):
+                turn.end()
 
 
 async def _put(cache: Cache, kept: Sequence[tuple[bytes, Entry]], since: int) -> bool:

@@ -20,8 +20,8 @@ class Turn:
     to its client goes to the others as well."""
 
     __slots__ = (
-        *("_alone", "_begins", "_ended", "_ended_well", "_follower", "_leading", "_led", "_over", "_pump"),
-        *("_to_client", "exchange", "keeping", "key", "leader", "told"),
+        *("_alone", "_begins", "_ended_well", "_follower", "_leading", "_led", "_over", "_pump"),
+        *("_to_client", "ended", "exchange", "keeping", "key", "leader", "told"),
     )
 
     def __init__(self, exchange: "Exchange", flights: Flights, key: bytes, leading: "dict[bytes, Exchange]") -> None:
@@ -30,7 +30,7 @@ class Turn:
         self.told: Exchange | None = None
         """Whose answer it is that this one waits for, where that is made here."""
         self._leading = leading
-        self._ended = self._ended_well = False
+        self.ended = self._ended_well = False
         self._to_client: Send | None = None
         self._begins: Message | None = None
         """The beginning of the leader's answer, until it is seen whether there is more to come than one piece."""
@@ -67,7 +67,7 @@ class Turn:
 
     async def _call(self, leader: Leader) -> None:
         self.leader = leader
-        if self._ended:
+        if self.ended:
             raise FlightLost("the request is over")
         if not self._led.done():
             self._led.set_result(None)
@@ -132,7 +132,7 @@ class Turn:
         self._leave()
         if self._pump is not None:
             self._pump.cancel()
-        if self.leader is not None and not self._ended:
+        if self.leader is not None and not self.ended:
             await self.leader.wait_deserted()
 
     async def _send(self, message: Message) -> None:
@@ -178,7 +178,7 @@ class Turn:
         """An answer in one piece, which nobody has to wait for another's pace for."""
         assert self._to_client is not None
         if leader.ends_alone():
-            self._ended = True
+            self.ended = True
             self._forget()
         else:
             leader.start(start["status"], start["headers"])
@@ -254,9 +254,9 @@ class Turn:
 
     def end(self) -> None:
         """This exchange is over, one way or another."""
-        if self._ended:
+        if self.ended:
             return
-        self._ended = True
+        self.ended = True
         self._forget()
         self._leave()
         if self._pump is not None:

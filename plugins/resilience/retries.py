@@ -25,7 +25,7 @@ of the same group; the router takes it out before it calls anybody."""
 @dataclass(frozen=True, slots=True)
 class Failed:
     """An attempt that failed, and what that says about its provider. `asked` is what it wants to be left alone for, in
-    seconds."""
+    seconds; `unsent` says that it never got the request."""
 
     group: str
     deployment: str | None
@@ -33,6 +33,7 @@ class Failed:
     error: str
     outcome: Outcome
     asked: float | None = None
+    unsent: bool = False
 
 
 class CountedBudget(RetryBudget):
@@ -165,12 +166,16 @@ class Course:
     async def decide(self, *, another_key: bool = False) -> None:
         """The last attempt has failed: decide whether its group is tried again, and wait until it should be.
 
-        `another_key`: it failed because of a key, and there is another one now, with which it is tried at once.
+        `another_key`: it failed because of a key, and there is another one now, with which it is tried at once. So is
+        what the provider never got, which is no more load for it.
         """
         self.granted = self.last if another_key else None
         rules, budget = self.rules, self.budget
         failed, self.news = self.news, None
         if another_key or rules is None or budget is None or failed is None:
+            return
+        if failed.unsent:
+            self.granted = failed.group if self.sent < rules.max_attempts else None
             return
         if failed.outcome.verdict in _SAYS_NOTHING:
             return

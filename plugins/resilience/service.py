@@ -5,14 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import httpx
-
 from core.breakers import IGNORED, Outcome, Verdict, classify
 from core.errors import AllModelsFailed, RequestRefused
-from core.retries import retry_after_seconds
 from core.settings.models.operations import Retries
 from core.usage import Attempt
 from plugins.exchange import another_key_of
+from plugins.failures import never_sent, retry_after_of
 from plugins.resilience.degraded import Body, all_failed, answer, reason_of
 from plugins.resilience.retries import AGAIN, RETRY_POLICY, CountedBudget, Course, Failed, RetryPolicy, listed
 from plugins.resilience.shedding import Shedder
@@ -218,6 +216,8 @@ def left_alone(exchange: "Exchange") -> bool:
 
 def outcome(exchange: "Exchange", exception: Exception, status: int) -> Outcome:
     """What a failed attempt is to the request."""
+    if never_sent(exception):
+        return IGNORED
     cause = exception.__cause__ or exception.__context__
     return classify(
         status,
@@ -247,6 +247,7 @@ def failed(exchange: "Exchange", exception: Exception, attempt: Attempt, outcome
                 attempt.error_class or "",
                 outcome,
                 retry_after_of(exception) if attempt.status in _ASKS_FOR_TIME else None,
+                never_sent(exception),
             )
         )
 
@@ -288,17 +289,6 @@ def nothing_stale(exchange: "Exchange") -> Body | None:
 
 stale_answer: Callable[["Exchange"], Body | None] = nothing_stale
 """An answer to the same request that is too old to be a hit: where there is one it is better than none."""
-
-
-def retry_after_of(exception: BaseException | None) -> float | None:
-    """The seconds that a provider asks for, None where it does not."""
-    headers: Any = getattr(exception, "litellm_response_headers", None)
-    if headers is None:
-        headers = getattr(getattr(exception, "response", None), "headers", None)
-    if not isinstance(headers, Mapping | httpx.Headers):
-        return None
-    text = headers.get("retry-after")
-    return None if text is None else retry_after_seconds(str(text), time.time())
 
 
 def clean(call: dict[str, Any]) -> None:

@@ -28,6 +28,7 @@ from core.cache import (
 from core.cache.counters import MOST_LABELS
 from core.cache.embeddings import inputs_of, joined, pieces_of
 from core.cache.entry import mark, packed, unpacked
+from core.cache.key import Beside
 from core.errors import BadField
 from core.settings.models import CacheScope, Caching
 from tests.support.clock import Clock
@@ -352,7 +353,7 @@ def test_a_wish_that_is_not_understood_is_refused(cache: Any):
 
 class TestEmbeddings:
     BODY: ClassVar[dict[str, Any]] = {"model": "e", "input": ["a", "b\n", [1, 2]], "dimensions": 2}
-    ALL: ClassVar[Any] = {"model": "e", "owner": ("team", "t"), "variant": "x/y", "namespace": "n"}
+    ALL: ClassVar = Beside("e", ("team", "t"), variant="x/y", namespace="n")
 
     def answer(self, *order: int, tokens: int = 8, **more: Any) -> bytes:
         data = [{"index": index, "embedding": [0.5, index], "object": "embedding"} for index in order]
@@ -364,11 +365,11 @@ class TestEmbeddings:
         assert inputs is not None
         for more in ({}, {"encoding_format": "base64"}, {"dimensions": 3}, {"user": "u"}):
             body = {**self.BODY, **more}
-            keys = input_keys(body, inputs, **self.ALL)
-            assert keys == tuple(cache_key("embeddings", {**body, "input": one}, **self.ALL) for one in inputs)
-            assert keys[0] == cache_key("embeddings", {**body, "input": ["a"]}, **self.ALL)
-            assert len({*keys, cache_key("embeddings", body, **self.ALL)}) == 4
-        assert not {*keys} & {*input_keys({**self.BODY, "dimensions": 4}, inputs, **self.ALL)}
+            keys = input_keys(body, inputs, self.ALL)
+            assert keys == tuple(cache_key("embeddings", {**body, "input": one}, self.ALL) for one in inputs)
+            assert keys[0] == cache_key("embeddings", {**body, "input": ["a"]}, self.ALL)
+            assert len({*keys, cache_key("embeddings", body, self.ALL)}) == 4
+        assert not {*keys} & {*input_keys({**self.BODY, "dimensions": 4}, inputs, self.ALL)}
 
     @pytest.mark.parametrize(
         "given", ["a", ["a"], [1, 2, 3], [], [{"image": "x"}, "a"], [["a"], ["b"]], [[], "a"], None]

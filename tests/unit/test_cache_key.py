@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.cache import Cache, Entry, Label, Memory, Owner, RawMemo, Seen, cache_key, ends_of, owner_of, raw_key, vary
+from core.cache.key import Beside
 from core.context import Caller
 from core.settings.models import CacheScope
 
@@ -25,7 +26,7 @@ BODY: dict[str, Any] = {
 
 
 def key(body: dict[str, Any] = BODY, /, endpoint: str = "chat_completions", **other: Any) -> bytes | None:
-    return cache_key(endpoint, body, **({"model": "large", "owner": OURS} | other))
+    return cache_key(endpoint, body, Beside(**({"model": "large", "owner": OURS} | other)))
 
 
 @pytest.mark.parametrize(
@@ -243,7 +244,7 @@ def random_question(chance: random.Random) -> tuple[str, bytes]:
     )
     chance.shuffle(fields)
     body = orjson.loads(orjson.dumps(dict(fields), option=pick([0, orjson.OPT_INDENT_2])))
-    found = cache_key("chat_completions", body, model=model, owner=owner, stream=stream, variant=variant)
+    found = cache_key("chat_completions", body, Beside(model, owner, stream=stream, variant=variant))
     assert found is not None
     temperature = None if temperature is None else float(temperature)
     return f"{whose}: {words!r} {temperature} {copies} {model} {variant} {stream}", found

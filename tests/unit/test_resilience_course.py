@@ -146,6 +146,16 @@ class TestHowOften:
         await course.decide(another_key=True)
         assert course.may_try("a") and desk.clock.slept == []
 
+    async def test_what_was_never_sent_is_tried_at_once_and_is_no_load(self, desk: Desk) -> None:
+        course = desk.course("a", share=0.0, max_attempts=3)
+        for number in (1, 2, 3):
+            assert course.may_try("a")
+            course.began("a", "a-one")
+            course.note(Failed("a", "a-one", 500, "x", IGNORED, unsent=True))
+            await course.decide()
+            assert (course.granted == "a") is (number < 3)
+        assert desk.clock.slept == []
+
     async def test_an_open_breaker_is_not_waited_for(self, desk: Desk) -> None:
         course = desk.course("a")
         assert await course.usable([ONE])

@@ -55,6 +55,7 @@ def serve(app: ProviderApp, port: int = 0) -> uvicorn.Server:
             date_header=False,
             ws="none",
             timeout_graceful_shutdown=1,
+            timeout_keep_alive=300,  # longer than LiteLLM keeps a connection, as providers do
         )
     )
 
