@@ -98,7 +98,6 @@ class Wiring:
         checking = Checking(self.runtime, breakers, route.routing.candidates, _deployments)
         resilience.resilience.checks = checking.checks
         self.runtime.beside(checking.run)
-        self.runtime.beside(resilience.resilience.measure)
         routing = route.routing
         cache = caching.Caching(self.runtime, admission.foresee, compat.secret, lambda: routing.agreed)
         caching.caching = cache

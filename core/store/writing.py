@@ -8,9 +8,10 @@ from typing import Any
 from sqlalchemy import BigInteger, Boolean, Connection, Integer, Table, Text
 
 _INT64 = 1 << 63
-# Rows of one SQLite statement. A few rows are cheapest one by one (executemany), but that takes the interpreter's lock
-# again after every row, and beside a busy event loop waits up to 5 ms for it each time: many rows go by the hundred.
-_ROWS = 200
+# Rows of one SQLite statement: a few sizes, so that each is compiled once. One by one (executemany) the lock of the
+# interpreter would change hands for every row, for which this thread waits up to 5 ms where the event loop is busy, and
+# then the event loop for this thread.
+_ROWS = (200, 25, 5, 1)
 
 
 def insert(connection: Connection, table: Table, rows: Sequence[tuple[Any, ...]]) -> int:
@@ -26,12 +27,11 @@ def insert(connection: Connection, table: Table, rows: Sequence[tuple[Any, ...]]
         return connection.exec_driver_sql(_from_arrays(table), tuple(columns)).rowcount
     inserted, start = 0, 0
     values = list(zip(*columns, strict=True))
-    while len(values) - start >= _ROWS:
-        flat = tuple(chain.from_iterable(values[start : start + _ROWS]))
-        inserted += connection.exec_driver_sql(_from_values(table, _ROWS), flat).rowcount
-        start += _ROWS
-    if start < len(values):
-        inserted += connection.exec_driver_sql(_from_values(table, 1), values[start:]).rowcount
+    for size in _ROWS:
+        while len(values) - start >= size:
+            flat = tuple(chain.from_iterable(values[start : start + size]))
+            inserted += connection.exec_driver_sql(_from_values(table, size), flat).rowcount
+            start += size
     return inserted
 
 

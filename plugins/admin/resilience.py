@@ -106,7 +106,7 @@ def resilience_status(runtime: Runtime, loads: Loads | None) -> dict[str, Any]:
             "requests_all_failed": resilience.failed,
             "degraded_answers": resilience.degraded,
             "shed": resilience.shedder.refused,
-            "shedding": round(resilience.shedder.share, 3),
+            "shedding": round(resilience.shedding, 3),
         },
     }
 

@@ -117,7 +117,7 @@ def of_resilience(runtime: "Runtime") -> Iterator[Reading]:
     yield "requests_all_failed_total", (), service.failed
     yield "degraded_answers_total", (), service.degraded
     yield "shed_total", (), service.shedder.refused
-    yield "shedding_ratio", (), round(service.shedder.share, 4)
+    yield "shedding_ratio", (), round(service.shedding, 4)
 
 
 def of_books(runtime: "Runtime") -> Iterator[Reading]:

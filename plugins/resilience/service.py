@@ -14,10 +14,10 @@ from plugins.failures import never_sent, retry_after_of
 from plugins.resilience.degraded import Body, all_failed, answer, reason_of
 from plugins.resilience.retries import AGAIN, RETRY_POLICY, CountedBudget, Course, Failed, RetryPolicy, listed
 from plugins.resilience.shedding import Shedder
+from plugins.resilience.turns import Turns
 
 if TYPE_CHECKING:
     from core.runtime import Runtime
-    from core.store import Store
     from plugins.exchange import Exchange
     from plugins.resilience.breakers import DeploymentBreakers
     from plugins.resilience.health import HealthChecks
@@ -44,7 +44,8 @@ class Resilience:
         self._budget = CountedBudget(self._rules.budget)
         self._paid_before = 0
         self.checks: HealthChecks | None = None
-        self.shedder = Shedder(runtime.settings.limits.shed_after)
+        shedder = self.shedder = Shedder(runtime.settings.limits.shed_after)
+        self._turns = Turns(shedder.waited, shedder.rested, lambda: shedder.target)
         self.degraded = 0
         """Answers in place of a model's, since the worker has started."""
         self.failed = 0
@@ -60,15 +61,19 @@ class Resilience:
         """Attempts at a group that had failed, since the worker has started."""
         return self._budget.paid + self._paid_before
 
-    async def measure(self, _: "Store") -> None:
-        """See whether this worker falls behind, until cancelled."""
-        await self.shedder.run()
+    @property
+    def shedding(self) -> float:
+        """The share of the requests that are refused, because this worker falls behind."""
+        self._turns.catch_up()
+        return self.shedder.share
 
     def arrive(self, headers: list[tuple[bytes, bytes]]) -> None:
         """A request is at the door, of whose caller nothing is known but what was learned before. Raises `Overloaded`
         where there is more to do than can be done."""
-        self.shedder.target = self._runtime.settings.limits.shed_after
-        self.shedder.arrive(headers)
+        target = self.shedder.target = self._runtime.settings.limits.shed_after
+        if target:
+            self._turns.look()
+            self.shedder.arrive(headers)
 
     # -- a request begins ------------------------------------------------------------------------------------------
 

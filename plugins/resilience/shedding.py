@@ -1,13 +1,12 @@
 """Load shedding: a worker that falls behind refuses the least urgent requests at the door, before they have cost
 anything, so that the others are answered as fast as ever.
 
-What shows that a worker is behind is how long a task that could run has to wait for its turn. As in CoDel (RFC 8289)
-the shortest wait of an interval counts: a single long task makes some of them long, being behind all of them. While it
-is, the share of requests that are refused grows with each interval; then it shrinks. The refused are those of the
-lowest priority, and of a priority of which only a part has to go, some by chance.
+What shows that a worker is behind is how long a task that could run has to wait for its turn (`turns.py`). As in CoDel
+(RFC 8289) the shortest wait of an interval counts: a single long task makes some of them long, being behind all of
+them. While it is, the share of requests that are refused grows with each interval; then it shrinks. The refused are
+those of the lowest priority, and of a priority of which only a part has to go, some by chance.
 """
 
-import asyncio
 import logging
 import random
 import time
@@ -20,9 +19,6 @@ from plugins.limits.gate import DEFAULT_PRIORITY
 
 _LOG = logging.getLogger("orchestration.shedding")
 
-_SAMPLE = 0.01
-_INTERVAL = 0.05
-_UNASKED = 1.0
 _TELL_EVERY = 60.0
 _PATIENCE = 3
 """Intervals behind before anything is refused: a start or a collection of garbage is no overload."""
@@ -147,24 +143,12 @@ class Shedder:
                 self.refused,
             )
 
-    async def run(self) -> None:
-        """Measure, until cancelled."""
-        loop = asyncio.get_running_loop()
-        while True:
-            if not self.target or not any(self._arrivals):
-                # Measuring takes time as well; a worker that nobody asks anything is not behind.
-                await asyncio.sleep(_INTERVAL if self.target else _UNASKED)
-                self.waited(0.0)
-                continue
-            shortest, began = float("inf"), self._clock()
-            while self._clock() - began < _INTERVAL:
-                await asyncio.sleep(_SAMPLE)
-                turn = loop.create_future()
-                asked = self._clock()
-                loop.call_soon(turn.set_result, None)
-                await turn
-                shortest = min(shortest, self._clock() - asked)
-            self.waited(shortest)
+    def rested(self, intervals: int) -> None:
+        """So many intervals are over in which nobody came."""
+        self._behind = self._full = 0
+        self.share = max(self.share - _LESS * intervals, 0.0)
+        fade = _FADE**intervals
+        self._arrivals = [count * fade if count * fade > _GONE else 0.0 for count in self._arrivals]
 
 
 def credential(headers: list[tuple[bytes, bytes]]) -> int | None:

@@ -78,6 +78,15 @@ def test_it_ends_when_it_keeps_up_again(shedder: Shedder) -> None:
     assert let_in(shedder, PATIENT) == 100
 
 
+def test_it_ends_while_nobody_comes(shedder: Shedder) -> None:
+    behind(shedder, 12)
+    before = shedder.share
+    shedder.rested(1)
+    assert 0 < shedder.share < before
+    shedder.rested(400)
+    assert let_in(shedder, PATIENT) == 100
+
+
 def test_a_stranger_is_neither_first_nor_last(shedder: Shedder) -> None:
     behind(shedder, 12)
     stranger = [(b"authorization", b"Bearer sk-stranger")]

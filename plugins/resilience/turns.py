@@ -1,0 +1,81 @@
+"""How long tasks of this worker's loop wait for their turn, as requests arrive.
+
+Not by a timer: to wake a worker that has nothing to do costs more than anything else here.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from math import inf
+
+INTERVAL = 0.05
+"""Seconds, or longer where the loop has no turn in that time."""
+
+
+class Turns:
+    """Tells `over` the shortest wait of each interval, in seconds, and `idle` how many intervals went by of which
+    nothing is known, since nobody came.
+
+    `enough` gives the wait at which an interval has nothing more to say; as long as waits are longer, one is taken
+    after the other.
+    """
+
+    def __init__(
+        self,
+        over: Callable[[float], None],
+        idle: Callable[[int], None],
+        enough: Callable[[], float],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._over = over
+        self._idle = idle
+        self._enough = enough
+        self._clock = clock
+        self._began = clock()
+        self._asked = 0.0
+        self._shortest = inf
+        """Of this interval."""
+        self._waits = False
+
+    def look(self) -> None:
+        """A request has arrived. Only within a running loop."""
+        if self._waits:
+            return
+        now = self._clock()
+        if now - self._began >= INTERVAL:
+            self._catch_up(now)
+        if self._shortest > self._enough():
+            self._wait(now)
+
+    def catch_up(self) -> None:
+        """Tell of what has gone by."""
+        if not self._waits:
+            self._catch_up(self._clock())
+
+    def _catch_up(self, now: float) -> None:
+        gone = int((now - self._began) / INTERVAL)
+        if not gone:
+            return
+        if self._shortest < inf:
+            self._over(self._shortest)
+            gone -= 1
+        if gone:
+            self._idle(gone)
+        self._began, self._shortest = now, inf
+
+    def _wait(self, now: float) -> None:
+        self._waits, self._asked = True, now
+        loop = asyncio.get_running_loop()
+        # Twice, as a task that waits for a result has to: for what sets it, and then for its own turn.
+        loop.call_soon(loop.call_soon, self._turn)
+
+    def _turn(self) -> None:
+        self._waits = False
+        now = self._clock()
+        wait = now - self._asked
+        self._shortest = min(self._shortest, wait)
+        if now - self._began >= INTERVAL:
+            self._over(self._shortest)
+            self._began, self._shortest = now, inf
+        if wait > self._enough():
+            self._wait(now)
