@@ -45,7 +45,7 @@ class Resilience:
         self._paid_before = 0
         self.checks: HealthChecks | None = None
         shedder = self.shedder = Shedder(runtime.settings.limits.shed_after)
-        self._turns = Turns(shedder.waited, shedder.rested, lambda: shedder.target)
+        self._turns = Turns(shedder.waited, shedder.rested, lambda: shedder.target, lambda: shedder.calm)
         self.degraded = 0
         """Answers in place of a model's, since the worker has started."""
         self.failed = 0

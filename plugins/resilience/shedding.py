@@ -143,6 +143,11 @@ class Shedder:
                 self.refused,
             )
 
+    @property
+    def calm(self) -> bool:
+        """Whether it keeps up, and nobody is refused."""
+        return not self.share and not self._behind
+
     def rested(self, intervals: int) -> None:
         """So many intervals are over in which nobody came."""
         self._behind = self._full = 0

@@ -1,6 +1,7 @@
-"""How long tasks of this worker's loop wait for their turn, as requests arrive.
+"""How long tasks of this worker's loop wait for their turn.
 
-Not by a timer: to wake a worker that has nothing to do costs more than anything else here.
+While it keeps up that is looked at as requests arrive: a timer would wake a worker that has nothing to do, which costs
+more than anything else here. Once a turn was late it is looked at by a timer, until all is well.
 """
 
 import asyncio
@@ -10,14 +11,15 @@ from math import inf
 
 INTERVAL = 0.05
 """Seconds, or longer where the loop has no turn in that time."""
+_SAMPLE = 0.01
 
 
 class Turns:
     """Tells `over` the shortest wait of each interval, in seconds, and `idle` how many intervals went by of which
     nothing is known, since nobody came.
 
-    `enough` gives the wait at which an interval has nothing more to say; as long as waits are longer, one is taken
-    after the other.
+    `enough` gives the wait at which an interval has nothing more to say, `calm` says whether it is enough to look when
+    somebody comes.
     """
 
     def __init__(
@@ -25,31 +27,35 @@ class Turns:
         over: Callable[[float], None],
         idle: Callable[[int], None],
         enough: Callable[[], float],
+        calm: Callable[[], bool],
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._over = over
         self._idle = idle
         self._enough = enough
+        self._calm = calm
         self._clock = clock
         self._began = clock()
         self._asked = 0.0
         self._shortest = inf
         """Of this interval."""
-        self._waits = False
+        self._looking = False
 
     def look(self) -> None:
         """A request has arrived. Only within a running loop."""
-        if self._waits:
+        if self._looking:
             return
         now = self._clock()
         if now - self._began >= INTERVAL:
             self._catch_up(now)
         if self._shortest > self._enough():
-            self._wait(now)
+            self._looking = True
+            # Not at once: the rest of this turn is the request's own.
+            asyncio.get_running_loop().call_soon(self._wait)
 
     def catch_up(self) -> None:
         """Tell of what has gone by."""
-        if not self._waits:
+        if not self._looking:
             self._catch_up(self._clock())
 
     def _catch_up(self, now: float) -> None:
@@ -63,19 +69,20 @@ class Turns:
             self._idle(gone)
         self._began, self._shortest = now, inf
 
-    def _wait(self, now: float) -> None:
-        self._waits, self._asked = True, now
+    def _wait(self) -> None:
+        self._asked = self._clock()
         loop = asyncio.get_running_loop()
         # Twice, as a task that waits for a result has to: for what sets it, and then for its own turn.
         loop.call_soon(loop.call_soon, self._turn)
 
     def _turn(self) -> None:
-        self._waits = False
         now = self._clock()
         wait = now - self._asked
         self._shortest = min(self._shortest, wait)
         if now - self._began >= INTERVAL:
             self._over(self._shortest)
             self._began, self._shortest = now, inf
-        if wait > self._enough():
-            self._wait(now)
+        if wait <= self._enough() and self._calm():
+            self._looking = False
+        else:
+            asyncio.get_running_loop().call_later(_SAMPLE, self._wait)
