@@ -83,10 +83,13 @@ class Arrival:
 
     async def receive(self) -> Message:
         """As ASGI's: what was received already, then the rest."""
-        if self._next < len(self._received):
-            self._next += 1
-            return self._received[self._next - 1]
-        return await self._rest()
+        return self._again() or await self._rest()
+
+    def _again(self) -> Message | None:
+        if self._next >= len(self._received):
+            return None
+        self._next += 1
+        return self._received[self._next - 1]
 
     def read(self) -> Mapping[str, Any] | None:
         """The body, None where it is no JSON object."""

@@ -92,9 +92,9 @@ class Entry:
         size = _OVERHEAD + len(self.body) + len(self.ends) * self.ends.itemsize
         for name, value in self.headers:
             size += len(name) + len(value) + 130
-        for text in (self.model, self.user_id or "", self.task_type or "", *self.tags):
+        for text in self.tags:
             size += sys.getsizeof(text) + 8
-        return size
+        return size + sys.getsizeof(self.model) + sys.getsizeof(self.user_id) + sys.getsizeof(self.task_type) + 24
 
 
 def mark(kind: str, name: str) -> str:

@@ -40,7 +40,8 @@ class Memory:
 
     def put(self, key: bytes, entry: Entry) -> bool:
         """Whether it is small enough to be kept."""
-        self.drop(key)
+        if key in self._entries:
+            self.drop(key)
         marks = entry.marks
         size = entry.size + _INDEXED * len(marks)
         if size + _MARK * len(marks) > self.max_bytes:

@@ -62,15 +62,16 @@ class Asking(Arrival):
     async def receive(self) -> Message:
         """As ASGI's. Where others wait for the same answer, a client that leaves is not told of before they have left
         as well."""
-        message = await super().receive()
+        message = self._again() or await self._rest()
         if message["type"] == "http.disconnect" and self.turn is not None:
             await self.turn.deserted()
         return message
 
     def plain_scope(self) -> Scope:
         """The scope for LiteLLM, which would compress the answer: whoever gets it later may not read that."""
-        headers = [header for header in self.scope["headers"] if header[0] != b"accept-encoding"]
-        return {**self.scope, "headers": headers}
+        sent = self.scope["headers"]
+        headers = [header for header in sent if header[0] != b"accept-encoding"]
+        return self.scope if len(headers) == len(sent) else {**self.scope, "headers": headers}
 
     def _made(self) -> Planned | None:
         return super()._made() if self.ready is None else self.ready
