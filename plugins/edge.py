@@ -219,9 +219,8 @@ class _Answer:
 
     def _lead(self, asking: Asking) -> None:
         """Whoever waits for the same answer gets what this client gets."""
-        turn = asking.turn
-        if turn is not None and turn.leads and not turn.sends:
-            self.to_client = turn.lead(self.to_client)
+        if asking.turn is not None:
+            self.to_client = asking.turn.lead(self.to_client)
 
     def close(self) -> None:
         """The app is done. An answer without a last byte went to a client that left, or was cut short."""

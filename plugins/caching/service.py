@@ -261,7 +261,8 @@ class Caching:
         context, plan, snapshot = exchange.context, exchange.plan, exchange.snapshot
         assert context is not None
         assert plan is not None
-        rules = self._rules_now(snapshot.settings.caching)
+        settings = snapshot.settings.caching
+        rules = self._rules if self._rules is not None and settings is self._rules_of else self._rules_now(settings)
         policy = snapshot.policies.get(plan.policy) if plan.policy is not None else None
         if (policy is not None and not policy.cache) or not plan.candidates:
             return None
@@ -278,12 +279,12 @@ class Caching:
             model,
             owner,
             context.stream,
-            dialect=scope["path"],
-            variant=plan.variants,
-            guardrails=known.guardrails,
-            varying=vary(scope["headers"], scope.get("query_string", b"")),
-            written=_written(exchange),
-            namespace=control.namespace,
+            scope["path"],
+            plan.variants if plan.assigned else "",
+            known.guardrails,
+            vary(scope["headers"], scope.get("query_string", b"")),
+            _written(exchange),
+            control.namespace,
         )
         key = cache_key(context.endpoint, body, beside)
         if key is None:

@@ -118,14 +118,11 @@ class Turn:
     # -- leading ---------------------------------------------------------------------------------------------------
 
     def lead(self, to_client: Send) -> Send:
-        """Where the leader's answer goes from now on: to all who wait for it."""
+        """Where an answer goes from now on: that of a leader to all who wait for it."""
+        if self.leader is None or self._to_client is not None:
+            return to_client
         self._to_client = to_client
         return self._send
-
-    @property
-    def sends(self) -> bool:
-        """Whether the answer goes by here already."""
-        return self._to_client is not None
 
     async def deserted(self) -> None:
         """The leader's client has left; returns when nobody else waits."""
