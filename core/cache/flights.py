@@ -421,10 +421,7 @@ class Leader:
 
     def over(self, failure: Exception | None) -> None:
         """The call that `Flights.lead` left to the leader is over, by what it raised if it did."""
-        if self._flight is None:
-            self._flights.forget(self)
-        else:
-            self._flights.landed(self, failure)
+        self._flights.landed(self, failure)
 
     def ends_alone(self) -> bool:
         """Whether it leads alone, and then it is over: the answer need not be given to it."""

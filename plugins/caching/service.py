@@ -261,8 +261,7 @@ class Caching:
         context, plan, snapshot = exchange.context, exchange.plan, exchange.snapshot
         assert context is not None
         assert plan is not None
-        settings = snapshot.settings.caching
-        rules = self._rules if self._rules is not None and settings is self._rules_of else self._rules_now(settings)
+        rules = self._rules_now(snapshot.settings.caching)
         policy = snapshot.policies.get(plan.policy) if plan.policy is not None else None
         if (policy is not None and not policy.cache) or not plan.candidates:
             return None

@@ -260,7 +260,7 @@ class Turn:
             self._pump.cancel()
         if self._follower is not None:
             self._over.set()
-        elif self.leader is not None:
+        elif self.leader is not None and not self.leader.ends_alone():
             self.leader.over(self._failure(self.leader))
 
 

@@ -70,10 +70,9 @@ class Resilience:
     def arrive(self, headers: list[tuple[bytes, bytes]]) -> None:
         """A request is at the door, of whose caller nothing is known but what was learned before. Raises `Overloaded`
         where there is more to do than can be done."""
-        target = self.shedder.target = self._runtime.settings.limits.shed_after
-        if target:
-            self._turns.look()
-            self.shedder.arrive(headers)
+        self.shedder.target = self._runtime.settings.limits.shed_after
+        self._turns.look()
+        self.shedder.arrive(headers)
 
     # -- a request begins ------------------------------------------------------------------------------------------
 

@@ -18,8 +18,8 @@ class Turns:
     """Tells `over` the shortest wait of each interval, in seconds, and `idle` how many intervals went by of which
     nothing is known, since nobody came.
 
-    `enough` gives the wait at which an interval has nothing more to say, `calm` says whether it is enough to look when
-    somebody comes.
+    `enough` gives the wait at which an interval has nothing more to say, 0 where none is looked at; `calm` says whether
+    it will do to look when somebody comes.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Turns:
         now = self._clock()
         if now - self._began >= INTERVAL:
             self._catch_up(now)
-        if self._shortest > self._enough():
+        if self._shortest > self._enough() > 0:
             self._looking = True
             # Not at once: the rest of this turn is the request's own.
             asyncio.get_running_loop().call_soon(self._wait)
@@ -82,7 +82,6 @@ class Turns:
         if now - self._began >= INTERVAL:
             self._over(self._shortest)
             self._began, self._shortest = now, inf
-        if wait <= self._enough() and self._calm():
-            self._looking = False
-        else:
+        self._looking = wait > self._enough() > 0 or not self._calm()
+        if self._looking:
             asyncio.get_running_loop().call_later(_SAMPLE, self._wait)

@@ -18,8 +18,8 @@ class Told:
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.waits: list[float] = []
         self.idle = 0
-        self.turns = Turns(self.waits.append, self._rested, lambda: ENOUGH, lambda: self.calm, clock)
-        self.calm = True
+        self.turns = Turns(self.waits.append, self._rested, lambda: self.enough, lambda: self.calm, clock)
+        self.enough, self.calm = ENOUGH, True
 
     def _rested(self, intervals: int) -> None:
         self.idle += intervals
@@ -92,3 +92,16 @@ async def test_it_is_looked_on_without_anybody_coming_until_all_is_well() -> Non
     had = len(told.waits)
     await asyncio.sleep(3 * INTERVAL)
     assert len(told.waits) == had, "until somebody comes again"
+
+
+async def test_nothing_is_looked_at_where_nothing_is_enough() -> None:
+    told = Told()
+    told.turns.look()
+    busy(0.02)
+    await asyncio.sleep(0.005)
+    told.enough = 0.0  # switched off while a timer looks
+    await asyncio.sleep(2 * INTERVAL)
+    told.turns.look()
+    had = len(told.waits)
+    await asyncio.sleep(3 * INTERVAL)
+    assert len(told.waits) == had
