@@ -67,8 +67,11 @@ class Condition:
 
     def compare(self, facts: Facts) -> bool:
         """Whether `needs`, `ranges` and `present` hold."""
-        for reference, values in self.needs:
-            if not _holds(facts.value(reference), values):
+        values = facts.values
+        for reference, wanted in self.needs:
+            # Most are texts that are there: audiences of experiments are asked for every request.
+            value = values[reference] if reference in values else facts.value(reference)
+            if not (value in wanted if value.__class__ is str else _holds(value, wanted)):
                 return False
         for reference, low, high in self.ranges:
             if not _within(facts.value(reference), low, high):

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Protocol
 
 from core.context import Need
@@ -35,6 +36,46 @@ class Candidate:
         if self.input_nano is None or self.output_nano is None:
             return None
         return self.input_nano * input_tokens + self.output_nano * output_tokens
+
+
+class Choice:
+    """Candidates that a request may come to, in the order given. What objectives compare of them is worked out once for
+    all requests that have the same choice."""
+
+    __slots__ = ("_prices", "_priorities", "candidates", "names")
+
+    def __init__(self, candidates: Sequence[Candidate]) -> None:
+        self.candidates = candidates
+        self.names = tuple([one.name for one in candidates])
+        self._priorities: tuple[Sequence[int], bool] | None = None
+        self._prices: tuple[Sequence[float], Sequence[float], bool] | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def without(self, names: Collection[str]) -> "Choice":
+        """Those that are not named."""
+        return Choice([one for one in self.candidates if one.name not in names])
+
+    @property
+    def priorities(self) -> tuple[Sequence[int], bool]:
+        """Of each, `MEDIUM` where it has none; and whether one has any."""
+        if self._priorities is None:
+            given = [one.priority for one in self.candidates]
+            found = [MEDIUM if priority is None else priority for priority in given]
+            self._priorities = found, any(priority is not None for priority in given)
+        return self._priorities
+
+    @property
+    def prices(self) -> tuple[Sequence[float], Sequence[float], bool]:
+        """Nano-dollars of an input token of each, and of an output token; both are infinite where nothing prices it.
+        And whether all are priced."""
+        if self._prices is None:
+            pairs = [(one.input_nano, one.output_nano) for one in self.candidates]
+            known = [(inf, inf) if paid is None or earned is None else (paid, earned) for paid, earned in pairs]
+            paid = [one for one, _ in known]
+            self._prices = paid, [one for _, one in known], inf not in paid
+        return self._prices
 
 
 class Live(Protocol):

@@ -1,13 +1,15 @@
 """A policy's candidates as they stand for every request of the same tiers and needs."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from time import monotonic
+from typing import NamedTuple
 
 from core.access import TierAccess
 from core.context import Need
 from core.settings.models import Policy
-from custom_router.candidates import Candidate
+from custom_router.candidates import Candidate, Choice
+from custom_router.rules import CompiledRule
 
 _FOR = 1.0
 """Models may change at any time, by an edit or because LiteLLM learns of prices."""
@@ -15,23 +17,60 @@ _MOST = 1000
 """Combinations of policies, tiers and needs; tiers come from keys, needs from requests."""
 
 
+_RULES = 256
+"""Combinations of rules that a field remembers what they leave of it."""
+
+
+class Standing(NamedTuple):
+    """Which candidates may serve a request; the others with the reason; which of those for want of permission."""
+
+    choice: Choice
+    left_out: Sequence[tuple[str, str]]
+    forbidden: frozenset[str]
+
+
 @dataclass(frozen=True, slots=True)
 class Field:
-    """The groups that a policy's requests may come to. `candidates` are those of the policy that are permitted and
-    capable; `barred` has of all others why they are not, `forbidden` which of them for want of permission.
-    `shortest` is the smallest context window among the candidates."""
+    """The groups that a policy's requests may come to. `standing` has those candidates of the policy that are permitted
+    and capable; `barred` has of all others why they are not. `shortest` is the smallest context window among the
+    candidates."""
 
     known: Mapping[str, Candidate]
-    candidates: tuple[Candidate, ...]
-    names: tuple[str, ...]
+    standing: Standing
     barred: Mapping[str, str]
-    forbidden: frozenset[str]
-    left_out: tuple[tuple[str, str], ...]
     shortest: float
+    _left: dict[tuple[tuple[CompiledRule, ...], str | None], Standing] = field(
+        default_factory=dict[tuple[tuple[CompiledRule, ...], str | None], Standing]
+    )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the candidates."""
+        return self.standing.choice.names
 
     def holds(self, names: tuple[str, ...]) -> bool:
         """Whether all of these are among the candidates."""
         return all(name in self.names for name in names)
+
+    def left_by(self, rules: Sequence[CompiledRule], kept: str | None) -> Standing:
+        """What the rules leave of it. `kept`, which an experiment has chosen, is not left out by a rule that uses
+        others; had one excluded it, it would not have been chosen."""
+        key = tuple(rules), kept
+        found = self._left.get(key)
+        if found is None:
+            if len(self._left) >= _RULES:
+                self._left.clear()
+            found = self._left[key] = self._left_by(rules, kept)
+        return found
+
+    def _left_by(self, rules: Sequence[CompiledRule], kept: str | None) -> Standing:
+        choice, left_out, forbidden = self.standing
+        taken: dict[str, str] = {}
+        for rule in rules:
+            for name in choice.names:
+                if name not in taken and name != kept and (how := rule.takes(name)) is not None:
+                    taken[name] = f"rule {rule.rule.id} {how}"
+        return Standing(choice.without(taken), (*left_out, *taken.items()), forbidden | taken.keys())
 
 
 class Fields:
@@ -72,15 +111,13 @@ class Fields:
         for name, candidate in known.items():
             if name not in forbidden and (reason := incapable(candidate, policy, needs)) is not None:
                 barred[name] = reason
-        names = tuple(name for name in policy.candidates if name not in barred)
-        windows = [window for name in names if (window := known[name].context_window) is not None]
+        candidates = [known[name] for name in policy.candidates if name not in barred]
+        left_out = tuple((name, barred[name]) for name in policy.candidates if name in barred)
+        windows = [one.context_window for one in candidates if one.context_window is not None]
         return Field(
             known=known,
-            candidates=tuple(known[name] for name in names),
-            names=names,
+            standing=Standing(Choice(candidates), left_out, forbidden),
             barred=barred,
-            forbidden=forbidden,
-            left_out=tuple((name, barred[name]) for name in policy.candidates if name in barred),
             shortest=min(windows, default=float("inf")),
         )
 

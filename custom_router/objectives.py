@@ -24,11 +24,10 @@ under way (Mirrokni et al., "Consistent hashing with bounded loads", 2018), `rou
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from math import ceil, inf
-from typing import cast
 
 from core.context import RequestContext
 from core.settings.models import Objective, Policy, Stage
-from custom_router.candidates import MEDIUM, Candidate, Live
+from custom_router.candidates import Choice, Live
 from custom_router.sticky import draws, seed_of, share_drawn, sticky_key, weighted_draws
 
 _NEAR = 1.2
@@ -48,50 +47,40 @@ Values = Sequence[float]
 def order(
     objective: str,
     policy: Policy,
-    groups: Sequence[Candidate],
-    names: tuple[str, ...],
+    choice: Choice,
     context: RequestContext,
     live: Live,
     stages: tuple[Stage, ...],
     away: Collection[str],
     *,
     tells: bool = True,
-) -> tuple[list[Candidate], str]:
-    """All of `groups`, whose `names` are these, in the order in which they are tried, and why in a few words; those
-    may be left out where nobody asked for them.
+) -> tuple[list[str], str]:
+    """The names of all of `choice` in the order in which they are tried, and why in a few words; those may be left out
+    where nobody asked for them.
 
     Those that are `away`, because they take no requests at the moment, come last, in the order given. `objective` is
     one of `Objective`.
     """
-    request = _Request(policy, context, live, stages, groups, names, tells)
-    if not away or len(away) == len(groups):
-        return _OBJECTIVES[objective](request, groups)
-    ordered, why = _OBJECTIVES[objective](request, [group for group in groups if group.name not in away])
-    last = [group for group in groups if group.name in away]
-    return ordered + last, f"{why}; {', '.join(group.name for group in last)} last: takes no requests now"
+    request = _Request(policy, context, live, stages, tells)
+    if not away or len(away) == len(choice):
+        return _OBJECTIVES[objective](request, choice)
+    ordered, why = _OBJECTIVES[objective](request, choice.without(away))
+    last = [name for name in choice.names if name in away]
+    return ordered + last, f"{why}; {', '.join(last)} last: takes no requests now"
 
 
 class _Request:
     """What the objectives ask about one request; most of it is worked out only where something ties."""
 
-    __slots__ = ("_groups", "_names", "_seed", "context", "key", "live", "policy", "stages", "tells")
+    __slots__ = ("_seed", "context", "key", "live", "policy", "stages", "tells")
 
     def __init__(
-        self,
-        policy: Policy,
-        context: RequestContext,
-        live: Live,
-        stages: tuple[Stage, ...],
-        groups: Sequence[Candidate],
-        names: tuple[str, ...],
-        tells: bool,
+        self, policy: Policy, context: RequestContext, live: Live, stages: tuple[Stage, ...], tells: bool
     ) -> None:
         self.policy = policy
         self.context = context
         self.live = live
         self.stages = stages
-        self._groups = groups
-        self._names = names
         self.tells = tells
         self.key = sticky_key(policy, context)
         self._seed: int | None = None
@@ -103,48 +92,46 @@ class _Request:
             self._seed = seed_of(self.context.asked_model, self.key or self.context.request_id)
         return self._seed
 
-    def costs(self, groups: Sequence[Candidate]) -> list[float]:
+    def costs(self, choice: Choice) -> list[float]:
         """Nano-dollars; infinite where nothing prices it."""
         context = self.context
         limit, tokens = context.output_limit, context.input_tokens
-        outputs = self.live.expected_outputs(self.names(groups), context.task_type)
+        outputs = self.live.expected_outputs(choice.names, context.task_type)
         if limit is not None:
             outputs = [min(output, limit) for output in outputs]
+        paid, earned, priced = choice.prices
         # `Candidate.cost_nano`, without a call for each.
+        if priced:
+            return [one * tokens + other * output for one, other, output in zip(paid, earned, outputs, strict=True)]
         return [
-            inf
-            if (paid := group.input_nano) is None or (earned := group.output_nano) is None
-            else paid * tokens + earned * output
-            for group, output in zip(groups, outputs, strict=True)
+            inf if one == inf else one * tokens + other * output
+            for one, other, output in zip(paid, earned, outputs, strict=True)
         ]
 
-    def draws(self, groups: Sequence[Candidate]) -> Values:
-        return draws(self.seed, self.names(groups))
+    def draws(self, names: tuple[str, ...]) -> Values:
+        return draws(self.seed, names)
 
-    def names(self, groups: Sequence[Candidate]) -> tuple[str, ...]:
-        return self._names if groups is self._groups else tuple([group.name for group in groups])
-
-    def ranked(self, groups: Sequence[Candidate], values: Values, *decided: Stage) -> list[int]:
+    def ranked(self, choice: Choice, values: Values, *decided: Stage) -> list[int]:
         """The places of the candidates, the lowest value first. Of equal ones the stages decide in their order, but for
         those that `decided` the values; then a draw."""
-        found, count = range(len(groups)), len(groups)
+        count = len(values)
         if len(set(values)) == count:
-            return sorted(found, key=values.__getitem__)
+            return sorted(range(count), key=values.__getitem__)
         levels = [values]
-        levels += [_LEVELS[stage](self, groups) for stage in _deciding(self.stages) if stage not in decided]
+        levels += [_LEVELS[stage](self, choice) for stage in _deciding(self.stages) if stage not in decided]
         if all(len(set(level)) < count for level in levels[1:]):
-            levels.append(self.draws(groups))
+            levels.append(self.draws(choice.names))
         # Sorting is stable: the first level has the last word.
-        ranked = list(found)
+        ranked = list(range(count))
         for level in reversed(levels):
             ranked.sort(key=level.__getitem__)
         return ranked
 
-    def shared(self, groups: Sequence[Candidate], values: Values, tolerance: float) -> list[int]:
+    def shared(self, names: tuple[str, ...], values: Values, tolerance: float) -> list[int]:
         """The same, but those within the tolerance of the best are shared out by a draw."""
         limit = min(values) * tolerance
         near = [at for at, value in enumerate(values) if value <= limit]
-        drawn = self.draws([groups[at] for at in near])
+        drawn = self.draws(tuple([names[at] for at in near]))
         ranked = [at for _, at in sorted(zip(drawn, near, strict=True))]
         return ranked + sorted([at for at, value in enumerate(values) if value > limit], key=values.__getitem__)
 
@@ -161,16 +148,9 @@ class _Request:
         return why if self.key is None else f"{why}; its {self.policy.sticky} stays while that is near the best"
 
 
-def _priorities(groups: Sequence[Candidate]) -> list[int]:
-    found = [group.priority for group in groups]
-    if None in found:
-        return [MEDIUM if priority is None else priority for priority in found]
-    return cast("list[int]", found)
-
-
-_LEVELS: Mapping[Stage, Callable[[_Request, Sequence[Candidate]], Values]] = {
-    Stage.PRIORITY: lambda _, groups: _priorities(groups),
-    Stage.COST: lambda request, groups: request.costs(groups),
+_LEVELS: Mapping[Stage, Callable[[_Request, Choice], Values]] = {
+    Stage.PRIORITY: lambda _, choice: choice.priorities[0],
+    Stage.COST: lambda request, choice: request.costs(choice),
 }
 
 
@@ -183,75 +163,75 @@ def _deciding(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
 # -- objectives --------------------------------------------------------------------------------------------------------
 
 
-def _by_priority(request: _Request, groups: Sequence[Candidate]) -> tuple[list[Candidate], str]:
+def _by_priority(request: _Request, choice: Choice) -> tuple[list[str], str]:
     first = _deciding(request.stages)[:1]
     if first == (Stage.COST,) and Stage.PRIORITY in request.stages:
-        return _by_cost(request, groups)  # `routing.order` has the two the other way round
-    if not first or all(group.priority is None for group in groups):
-        return list(groups), "no candidate has a priority, so the order of the policy"
-    priorities = _priorities(groups)
-    ranked = request.ranked(groups, priorities, Stage.PRIORITY)
-    why = f"{groups[ranked[0]].name} has priority {priorities[ranked[0]]}" if request.tells else ""
-    return [groups[at] for at in ranked], why
+        return _by_cost(request, choice)  # `routing.order` has the two the other way round
+    names = choice.names
+    priorities, given = choice.priorities
+    if not first or not given:
+        return list(names), "no candidate has a priority, so the order of the policy"
+    ranked = request.ranked(choice, priorities, Stage.PRIORITY)
+    why = f"{names[ranked[0]]} has priority {priorities[ranked[0]]}" if request.tells else ""
+    return [names[at] for at in ranked], why
 
 
-def _by_cost(request: _Request, groups: Sequence[Candidate]) -> tuple[list[Candidate], str]:
-    every = request.costs(groups)
-    priced, costs = groups, every
-    unpriced = [group for group, cost in zip(groups, every, strict=True) if cost == inf]
-    if unpriced:
-        priced = [group for group, cost in zip(groups, every, strict=True) if cost != inf]
-        costs = [cost for cost in every if cost != inf]
-    if not priced:
-        return list(groups), "no candidate has a price, so the order of the policy"
+def _by_cost(request: _Request, choice: Choice) -> tuple[list[str], str]:
+    costs = request.costs(choice)
+    priced, unpriced = choice, list[str]()
+    if inf in costs:
+        unpriced = [name for name, cost in zip(choice.names, costs, strict=True) if cost == inf]
+        priced, costs = choice.without(unpriced), [cost for cost in costs if cost != inf]
+    names = priced.names
+    if not names:
+        return unpriced, "no candidate has a price, so the order of the policy"
     if request.key is None:
         ranked = request.ranked(priced, costs, Stage.COST)
     else:
-        ranked = request.shared(priced, costs, request.tolerance)
-    ordered = [priced[at] for at in ranked] + unpriced
+        ranked = request.shared(names, costs, request.tolerance)
+    ordered = [names[at] for at in ranked] + unpriced
     if not request.tells:
         return ordered, ""
-    return ordered, request.stays(f"{ordered[0].name} is expected to cost ${costs[ranked[0]] / 1e9:.7f}")
+    return ordered, request.stays(f"{ordered[0]} is expected to cost ${costs[ranked[0]] / 1e9:.7f}")
 
 
-def _by_latency(request: _Request, groups: Sequence[Candidate]) -> tuple[list[Candidate], str]:
+def _by_latency(request: _Request, choice: Choice) -> tuple[list[str], str]:
     latency, stream = request.live.latency_ms, request.context.stream
-    times = [latency(group.name, stream) for group in groups]
-    measured, new = groups, list[Candidate]()
+    names, new = choice.names, list[str]()
+    times = [latency(name, stream) for name in names]
     if None in times:
-        measured = [group for group, time in zip(groups, times, strict=True) if time is not None]
-        new = [group for group, time in zip(groups, times, strict=True) if time is None]
-        new = [new[at] for at in request.ranked(new, [0] * len(new), *_LEVELS)]
-    if not measured:
+        unmeasured = choice.without([name for name, time in zip(names, times, strict=True) if time is not None])
+        ranked = request.ranked(unmeasured, [0] * len(unmeasured), *_LEVELS)
+        new = [unmeasured.names[at] for at in ranked]
+        names = tuple([name for name, time in zip(names, times, strict=True) if time is not None])
+    if not names:
         return new, "none was measured yet, so they share the requests"
     took = [max(time, _NO_TIME_MS) for time in times if time is not None]
-    ranked = request.shared(measured, took, _NEAR if request.key is None else request.tolerance)
-    ordered = [measured[at] for at in ranked] + new
-    for group in new:
-        if request.tries(group.name):
-            rest = [other for other in ordered if other is not group]
-            return [group, *rest], f"{group.name} was not measured yet, and this request tries it"
-    why = f"{ordered[0].name} took {took[ranked[0]]:.0f} ms lately, the fastest {min(took):.0f}"
+    ranked = request.shared(names, took, _NEAR if request.key is None else request.tolerance)
+    ordered = [names[at] for at in ranked] + new
+    for name in new:
+        if request.tries(name):
+            rest = [other for other in ordered if other != name]
+            return [name, *rest], f"{name} was not measured yet, and this request tries it"
+    why = f"{ordered[0]} took {took[ranked[0]]:.0f} ms lately, the fastest {min(took):.0f}"
     return ordered, request.stays(why)
 
 
-def _by_balance(request: _Request, groups: Sequence[Candidate]) -> tuple[list[Candidate], str]:
-    balance, live = request.policy.balance, request.live
-    scores = [0.0] * len(groups)
+def _by_balance(request: _Request, choice: Choice) -> tuple[list[str], str]:
+    balance, names = request.policy.balance, choice.names
+    scores = [0.0] * len(names)
     if balance.cost:
-        scores = _added(scores, balance.cost, _costs_at_most(request, groups))
+        scores = _added(scores, balance.cost, _costs_at_most(request, choice))
     if balance.latency:
-        scores = _added(scores, balance.latency, _times_at_most(request, groups))
+        scores = _added(scores, balance.latency, _times_at_most(request, choice))
     if balance.priority:
-        scores = _added(scores, balance.priority, _priorities(groups))
+        scores = _added(scores, balance.priority, choice.priorities[0])
     if balance.load:
-        scores = _added(scores, balance.load, [_load(group, live.in_flight(group.name) + 1) for group in groups])
-    if request.key is None:
-        ranked = request.ranked(groups, scores)
-    else:
-        ranked = request.shared(groups, scores, request.tolerance)
-    why = f"{groups[ranked[0]].name} has {scores[ranked[0]]:.2f}, the best {min(scores):.2f}"
-    return [groups[at] for at in ranked], request.stays(why)
+        scores = _added(scores, balance.load, _loads(request, choice, 1))
+    own = request.key is not None
+    ranked = request.shared(names, scores, request.tolerance) if own else request.ranked(choice, scores)
+    why = f"{names[ranked[0]]} has {scores[ranked[0]]:.2f}, the best {min(scores):.2f}"
+    return [names[at] for at in ranked], request.stays(why)
 
 
 def _added(scores: Values, weight: float, values: Values) -> list[float]:
@@ -263,71 +243,71 @@ def _added(scores: Values, weight: float, values: Values) -> list[float]:
     return [score + weight * (_TIMES_FREE if value > 0 else 1.0) for score, value in zip(scores, values, strict=True)]
 
 
-def _costs_at_most(request: _Request, groups: Sequence[Candidate]) -> list[float]:
+def _costs_at_most(request: _Request, choice: Choice) -> list[float]:
     """What has no price is taken for the dearest."""
-    costs = request.costs(groups)
+    costs = request.costs(choice)
     dearest = max((cost for cost in costs if cost != inf), default=1.0)
     return [dearest if cost == inf else cost for cost in costs]
 
 
-def _times_at_most(request: _Request, groups: Sequence[Candidate]) -> list[float]:
+def _times_at_most(request: _Request, choice: Choice) -> list[float]:
     """What was not measured yet is taken for the slowest, or for the fastest where the request tries it."""
-    latency, stream = request.live.latency_ms, request.context.stream
-    times = [latency(group.name, stream) for group in groups]
+    latency, stream, names = request.live.latency_ms, request.context.stream, choice.names
+    times = [latency(name, stream) for name in names]
     known = [max(time, _NO_TIME_MS) for time in times if time is not None]
-    if len(known) == len(groups):
+    if len(known) == len(names):
         return known
     fastest, slowest = min(known, default=_NO_TIME_MS), max(known, default=_NO_TIME_MS)
     return [
-        (fastest if request.tries(group.name) else slowest) if time is None else max(time, _NO_TIME_MS)
-        for group, time in zip(groups, times, strict=True)
+        (fastest if request.tries(name) else slowest) if time is None else max(time, _NO_TIME_MS)
+        for name, time in zip(names, times, strict=True)
     ]
 
 
-def _by_weight(request: _Request, groups: Sequence[Candidate]) -> tuple[list[Candidate], str]:
-    names = request.names(groups)
-    given = request.policy.weights
+def _by_weight(request: _Request, choice: Choice) -> tuple[list[str], str]:
+    names, given = choice.names, request.policy.weights
     weights = [given.get(name, 1.0) for name in names]
     drawn = weighted_draws(request.seed, names, weights)
-    ranked = sorted(range(len(groups)), key=drawn.__getitem__)
+    ranked = sorted(range(len(names)), key=drawn.__getitem__)
     who = "this request" if request.key is None else f"this {request.policy.sticky}"
-    return [groups[at] for at in ranked], f"{who} drew {names[ranked[0]]}, whose weight is {weights[ranked[0]]:g}"
+    return [names[at] for at in ranked], f"{who} drew {names[ranked[0]]}, whose weight is {weights[ranked[0]]:g}"
 
 
-def _by_load(request: _Request, groups: Sequence[Candidate]) -> tuple[list[Candidate], str]:
-    in_flight = request.live.in_flight
-    running = [in_flight(group.name) for group in groups]
-    loads = [_load(group, count) for group, count in zip(groups, running, strict=True)]
+def _by_load(request: _Request, choice: Choice) -> tuple[list[str], str]:
+    names, loads = choice.names, _loads(request, choice)
     if request.key is None:
-        ranked = request.ranked(groups, loads)
-        return [groups[at] for at in ranked], f"{groups[ranked[0]].name} has the fewest requests under way, by weight"
-    share = _MOST_LOAD * (sum(running) + 1) / sum([max(group.weight, _NO_WEIGHT) for group in groups])
+        ranked = request.ranked(choice, loads)
+        return [names[at] for at in ranked], f"{names[ranked[0]]} has the fewest requests under way, by weight"
+    running = [request.live.in_flight(name) for name in names]
+    weights = [max(one.weight, _NO_WEIGHT) for one in choice.candidates]
+    share = _MOST_LOAD * (sum(running) + 1) / sum(weights)
     crowded = [
-        0 if count < ceil(share * group.weight) else 1 + load
-        for group, count, load in zip(groups, running, loads, strict=True)
+        0 if count < ceil(share * one.weight) else 1 + load
+        for one, count, load in zip(choice.candidates, running, loads, strict=True)
     ]
-    keys = list(zip(crowded, request.draws(groups), strict=True))
-    ranked = sorted(range(len(groups)), key=keys.__getitem__)
-    first = groups[ranked[0]]
-    why = (
-        f"{first.name} has {running[ranked[0]]} requests under way; its {request.policy.sticky} stays within its share"
-    )
-    return [groups[at] for at in ranked], why
+    keys = list(zip(crowded, request.draws(names), strict=True))
+    ranked = sorted(range(len(names)), key=keys.__getitem__)
+    at = ranked[0]
+    why = f"{names[at]} has {running[at]} requests under way; its {request.policy.sticky} stays within its share"
+    return [names[at] for at in ranked], why
 
 
-def _in_turn(request: _Request, groups: Sequence[Candidate]) -> tuple[list[Candidate], str]:
+def _in_turn(request: _Request, choice: Choice) -> tuple[list[str], str]:
+    names = choice.names
     if request.key is not None:
-        ordered = [groups[at] for at in request.ranked(groups, [0] * len(groups), *_LEVELS)]
-        return ordered, f"this {request.policy.sticky} has {ordered[0].name}"
-    first = request.live.turn(request.context.asked_model) % len(groups)
-    return [*groups[first:], *groups[:first]], f"it is the turn of {groups[first].name}"
+        ordered = [names[at] for at in request.ranked(choice, [0] * len(names), *_LEVELS)]
+        return ordered, f"this {request.policy.sticky} has {ordered[0]}"
+    first = request.live.turn(request.context.asked_model) % len(names)
+    return [*names[first:], *names[:first]], f"it is the turn of {names[first]}"
 
 
-def _load(group: Candidate, running: int) -> float:
-    return running / max(group.weight, _NO_WEIGHT)
+def _loads(request: _Request, choice: Choice, more: int = 0) -> list[float]:
+    """Requests under way and so many more, by weight."""
+    in_flight = request.live.in_flight
+    return [(in_flight(one.name) + more) / max(one.weight, _NO_WEIGHT) for one in choice.candidates]
 
 
-_OBJECTIVES: Mapping[str, Callable[[_Request, Sequence[Candidate]], tuple[list[Candidate], str]]] = {
+_OBJECTIVES: Mapping[str, Callable[[_Request, Choice], tuple[list[str], str]]] = {
     Objective.PRIORITY: _by_priority,
     Objective.COST: _by_cost,
     Objective.LATENCY: _by_latency,

@@ -10,10 +10,10 @@ from core.context import RequestContext
 from core.facts import Facts
 from core.settings import Settings
 from core.settings.models import Objective, Policy, Stage
-from custom_router.candidates import Candidate, Live
+from custom_router.candidates import Candidate, Choice, Live
 from custom_router.decision import NOTHING, Plan, Step
 from custom_router.experiments.assignment import Assigned, Assigner, CompiledExperiment
-from custom_router.field import Field, Fields
+from custom_router.field import Field, Fields, Standing
 from custom_router.objectives import order
 from custom_router.rules import CompiledRule, RuleSet
 
@@ -163,7 +163,7 @@ class _Decision:
         field = self.field
         reason = field.barred.get(group) if field is not None else self._why_no_tier(group)
         if reason is not None:
-            if field is None or group in field.forbidden:
+            if field is None or group in field.standing.forbidden:
                 self.forbidden.add(group)
         elif not self.may_use(group):
             reason = "this key may not use it"
@@ -242,23 +242,16 @@ class _Decision:
             if one.model is not None:
                 arm = one.model
                 break
-        groups, left_out = self._standing(policy, arm)
+        choice, left_out, forbidden = self._standing(policy, arm)
         custom = policy.objective not in _OBJECTIVES
         objective = Objective.PRIORITY if custom else policy.objective
         away: Collection[str] = ()
-        if len(groups) > 1:
-            field = self.field
-            assert field is not None
-            whole = groups is field.candidates
-            names = field.names if whole else tuple([candidate.name for candidate in groups])
-            away = router.live.away(names)
+        if len(choice) > 1:
+            away = router.live.away(choice.names)
             tells = self.steps is not None
-            ordered, why = order(
-                objective, policy, groups, names, context, router.live, router.stages, away, tells=tells
-            )
-            ranked = [candidate.name for candidate in ordered]
+            ranked, why = order(objective, policy, choice, context, router.live, router.stages, away, tells=tells)
         else:
-            ranked, why = [candidate.name for candidate in groups], "there is no other"
+            ranked, why = list(choice.names), "there is no other"
         if self.steps is not None:
             self._trace(policy, arm, left_out, why)
         tied = ranked = self._promoted(ranked, arm)
@@ -279,52 +272,28 @@ class _Decision:
             strategy=policy.objective if custom and len(tied) > 1 and not self._decided(tied[0], arm) else None,
             tied=tuple(tied) if custom else (),
             regions=policy.regions,
-            incapable=not ranked and any(name not in self.forbidden for name, _ in left_out),
+            incapable=not ranked and any(name not in forbidden for name, _ in left_out),
             reason=self._reason(policy.objective, left_out),
             steps=tuple(self.steps or ()),
         )
 
-    def _standing(self, policy: Policy, arm: str | None) -> tuple[Sequence[Candidate], Sequence[tuple[str, str]]]:
-        """The groups that may serve the request, and the others with the reason."""
+    def _standing(self, policy: Policy, arm: str | None) -> Standing:
         field = self.field
         assert field is not None
-        narrowing = self.narrowing
         kept = None if self.router.rules_first else arm
-        if self.context.input_tokens <= field.shortest and all(map(self.may_use, field.names)):
-            # Most requests: what the tiers and abilities leave, less what rules take away.
-            if not narrowing:
-                groups, left_out = field.candidates, field.left_out
-            elif all(field.holds(rule.added) for rule in narrowing):
-                groups, left_out = self._left_by(narrowing, field, kept)
-            else:
+        if self.context.input_tokens > field.shortest or not all(map(self.may_use, field.names)):
+            return self._one_by_one(policy, field, arm, kept)
+        # Most requests: what the tiers and abilities leave, less what rules take away.
+        found = field.standing
+        if self.narrowing:
+            if not all(field.holds(rule.added) for rule in self.narrowing):
                 return self._one_by_one(policy, field, arm, kept)
-            self.forbidden |= field.forbidden
-            if arm is not None and arm not in field.names:
-                groups = [*groups, field.known[arm]]
-            return groups, left_out
-        return self._one_by_one(policy, field, arm, kept)
+            found = field.left_by(self.narrowing, kept)
+        if arm is not None and arm not in field.names:
+            return found._replace(choice=Choice([*found.choice.candidates, field.known[arm]]))
+        return found
 
-    def _left_by(
-        self, rules: Sequence[CompiledRule], field: Field, kept: str | None
-    ) -> tuple[list[Candidate], list[tuple[str, str]]]:
-        """The field's candidates that the rules leave, and the others with the reason. What an experiment has chosen
-        is not left out by a rule that uses others; had one excluded it, it would not have been chosen."""
-        groups, left_out = list(field.candidates), list(field.left_out)
-        for rule in rules:
-            left = rule.leaves(field.names)
-            if len(left) == len(field.names):
-                continue
-            out = [group.name for group in groups if group.name not in left and group.name != kept]
-            for name in out:
-                how = "excludes it" if rule.excludes(name) else "uses other models"
-                left_out.append((name, f"rule {rule.rule.id} {how}"))
-                self.forbidden.add(name)
-            groups = [group for group in groups if group.name in left or group.name == kept]
-        return groups, left_out
-
-    def _one_by_one(
-        self, policy: Policy, field: Field, arm: str | None, kept: str | None
-    ) -> tuple[list[Candidate], list[tuple[str, str]]]:
+    def _one_by_one(self, policy: Policy, field: Field, arm: str | None, kept: str | None) -> Standing:
         names = dict.fromkeys(policy.candidates)
         for rule in self.rules:
             names |= dict.fromkeys(rule.added)
@@ -341,8 +310,8 @@ class _Decision:
             else:
                 left_out.append((name, reason))
         if not groups and self.too_long:
-            return self._longest(names, left_out)
-        return groups, left_out
+            groups, left_out = self._longest(names, left_out)
+        return Standing(Choice(groups), left_out, frozenset(self.forbidden))
 
     def _longest(
         self, names: Collection[str], left_out: list[tuple[str, str]]

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 _REMEMBERED = 1024
 """Names that a list of names and globs remembers its answer for."""
 
-_LISTS = 64
-"""Lists of candidates that a rule remembers what it leaves of; there is one for each policy, tier and need."""
-
 _FOR_GOOD = 2**63
 
 
@@ -64,7 +61,6 @@ class CompiledRule:
 
     __slots__ = (
         "_exclude",
-        "_left",
         "_prefer",
         "_use",
         "added",
@@ -92,7 +88,6 @@ class CompiledRule:
         self.added = self._use.plain
         self.narrows = bool(rule.use or rule.exclude)
         self.set = dict(rule.set)
-        self._left: dict[tuple[str, ...], frozenset[str]] = {}
 
     def uses(self, group: str) -> bool:
         """Whether the rule leaves the group in; one that does not say which to use leaves all in."""
@@ -101,15 +96,11 @@ class CompiledRule:
     def excludes(self, group: str) -> bool:
         return group in self._exclude
 
-    def leaves(self, groups: tuple[str, ...]) -> frozenset[str]:
-        """Those of the groups that it neither excludes nor, by using others, leaves out; remembered for a few lists."""
-        found = self._left.get(groups)
-        if found is None:
-            if len(self._left) >= _LISTS:
-                self._left.clear()
-            kept = (group for group in groups if self.uses(group) and not self.excludes(group))
-            found = self._left[groups] = frozenset(kept)
-        return found
+    def takes(self, group: str) -> str | None:
+        """How the rule takes the group away, None where it leaves it."""
+        if self.excludes(group):
+            return "excludes it"
+        return None if self.uses(group) else "uses other models"
 
     def prefers(self, group: str) -> bool:
         return group in self._prefer

@@ -101,18 +101,19 @@ def buckets_moved(old: Ranges, new: Ranges) -> int:
 
 
 class Buckets(Generic[Owner]):
-    """Ranges for looking up; `owners` says what a variant's buckets hold."""
+    """Ranges for looking up: `owners[i]` has the buckets from `starts[i]` on. The mapping says whose the buckets of a
+    variant are."""
 
-    __slots__ = ("_owners", "_starts")
+    __slots__ = ("owners", "starts")
 
     def __init__(self, ranges: Ranges, owners: Mapping[str, Owner]) -> None:
         pieces = sorted((start, variant) for variant, owned in ranges for start, _ in owned)
-        self._starts = [start for start, _ in pieces]
-        self._owners = [owners[variant] for _, variant in pieces]
+        self.starts = [start for start, _ in pieces]
+        self.owners = [owners[variant] for _, variant in pieces]
 
     def owner(self, bucket: int) -> Owner:
         """Whose a bucket, from 0 to `BUCKETS`, is."""
-        return self._owners[bisect_right(self._starts, bucket) - 1]
+        return self.owners[bisect_right(self.starts, bucket) - 1]
 
 
 def variants_in(ranges: Ranges) -> Buckets[str]:

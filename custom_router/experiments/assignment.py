@@ -17,6 +17,7 @@ Nothing is remembered about a unit: the same unit, seed and ranges give the same
 Experiments of one seed divide units in the same way. Namespaces keep experiments apart that have the same kind of unit.
 """
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
@@ -255,7 +256,8 @@ class _Lane(NamedTuple):
     narrow: bool
     models: bool
     taking: Mapping[str, str]
-    arm_of: Callable[[int], Arm]
+    starts: Sequence[int]
+    arms: Sequence[Arm]
 
     @classmethod
     def of(cls, one: CompiledExperiment, lane: int, others: Counter[str]) -> Self:
@@ -270,7 +272,8 @@ class _Lane(NamedTuple):
             one.narrow,
             bool(one.models),
             dict.fromkeys(one.touches, one.id),
-            one.buckets.owner,
+            one.buckets.starts,
+            one.buckets.owners,
         )
 
 
@@ -360,7 +363,7 @@ class _Assignment:
         found: list[Assigned] = []
         taken, barred, ineligible = self._taken, self._barred, self._ineligible
         known, last, drawn = self._drawn, None, None
-        for experiment, lane, kind, forced, touches, traffic, narrow, models, taking, arm_of in self._here.lanes:
+        for experiment, lane, kind, forced, touches, traffic, narrow, models, taking, starts, arms in self._here.lanes:
             if kind is not last:
                 drawn, last = known[kind] if kind in known else self._draw(kind), kind
             if drawn is None:
@@ -383,7 +386,7 @@ class _Assignment:
                 continue
             if touches is not None:
                 taken.update(taking)
-            found.append((arm_of(draw % BUCKETS), drawn.unit))
+            found.append((arms[bisect_right(starts, draw % BUCKETS) - 1], drawn.unit))
         return found
 
     def _promoted(self, experiment: CompiledExperiment) -> Assigned | None:
