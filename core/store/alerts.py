@@ -125,9 +125,8 @@ class AlertRepository:
     async def tell_floods(self, digest_ms: int) -> int:
         """Make messages of the floods whose time is over, and forget those that ended; returns how many messages."""
         due = select(alert_floods).where(alert_floods.c.until_ms <= self._now())
-        async with self._store.reading() as connection:
-            if (await connection.execute(due.limit(1))).first() is None:
-                return 0
+        if await self._store.read(lambda connection: connection.execute(due.limit(1)).first()) is None:
+            return 0
 
         def work(connection: Connection) -> int:
             now = self._lock(connection)
@@ -149,10 +148,9 @@ class AlertRepository:
 
         Of one subject and channel, only the first that is neither sent nor given up.
         """
-        now = self._now()
-        async with self._store.reading() as connection:
-            if (await connection.execute(_due(now).limit(1))).first() is None:
-                return []
+        due = _due(self._now()).limit(1)
+        if await self._store.read(lambda connection: connection.execute(due).first()) is None:
+            return []
         claim = f"{sender}/{uuid.uuid4().hex[:8]}"
 
         def work(connection: Connection) -> list[Delivery]:
@@ -198,8 +196,8 @@ class AlertRepository:
         if self._store.is_sqlite:
             chosen = select(_sent.state, func.count(), func.min(func.max(_sent.next_ms, _sent.claimed_until_ms)))
         chosen = chosen.where(_sent.state != "sent").group_by(_sent.state)
-        async with self._store.reading() as connection:
-            found = {row[0]: (row[1], row[2]) for row in await connection.execute(chosen)}
+        rows = await self._store.read(lambda connection: connection.execute(chosen).all())
+        found = {row[0]: (row[1], row[2]) for row in rows}
         pending, dead = found.get("pending", (0, None)), found.get("dead", (0, None))
         return DeliveryCounts(pending[0], dead[0], pending[1])
 

@@ -49,9 +49,9 @@ class AllocationRepository:
         newest = select(_ranges.experiment, func.max(_ranges.version).label("version")).group_by(_ranges.experiment)
         last = newest.subquery("newest")
         same = and_(_ranges.experiment == last.c.experiment, _ranges.version == last.c.version)
-        async with self._store.reading() as connection:
-            rows = await connection.execute(select(experiment_ranges).join(last, same))
-            return {row.experiment: _stored(row) for row in rows}
+        chosen = select(experiment_ranges).join(last, same)
+        rows = await self._store.read(lambda connection: connection.execute(chosen).all())
+        return {row.experiment: _stored(row) for row in rows}
 
     async def history(self, experiment: str) -> list[StoredRanges]:
         """Every version of an experiment's ranges, oldest first."""
@@ -98,9 +98,9 @@ class AllocationRepository:
     async def closed(self) -> dict[str, dict[str, Closure]]:
         """The arms that are stopped now: experiment -> variant -> why."""
         found: dict[str, dict[str, Closure]] = {}
-        async with self._store.reading() as connection:
-            for row in await connection.execute(select(experiment_closures).where(_closures.reopened_ms.is_(None))):
-                found.setdefault(row.experiment, {})[row.variant] = Closure(*row)
+        stopped = select(experiment_closures).where(_closures.reopened_ms.is_(None))
+        for row in await self._store.read(lambda connection: connection.execute(stopped).all()):
+            found.setdefault(row.experiment, {})[row.variant] = Closure(*row)
         return found
 
     async def reopened(self, experiment: str) -> dict[str, Closure]:

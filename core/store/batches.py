@@ -146,8 +146,8 @@ class BatchRepository:
         """Jobs that it is time to ask about; nobody else gets them before `until_ms`."""
         due = and_(_jobs.done_ms.is_(None), _jobs.next_ms <= now_ms, _jobs.claimed_until_ms <= now_ms)
         chosen = select(batch_jobs).where(due).order_by(_jobs.next_ms).limit(limit)
-        async with self._store.reading() as connection:
-            found = [_job(row) for row in (await connection.execute(chosen)).mappings()]
+        rows = await self._store.read(lambda connection: connection.execute(chosen).mappings().all())
+        found = [_job(row) for row in rows]
         if not found:
             return []
 

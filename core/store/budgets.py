@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -104,8 +105,7 @@ class BudgetRepository:
         keys = [account.key for account in accounts]
         if not keys:
             return {}
-        async with self._store.reading() as connection:
-            return {balance.key: balance for balance in await connection.run_sync(balances_of, keys)}
+        return {balance.key: balance for balance in await self._store.read(partial(balances_of, keys=keys))}
 
     async def adjust(self, adjustment: Adjustment) -> Balance:
         """Make the adjustment, once by its id, and return the account's balance now.
@@ -172,9 +172,8 @@ class BudgetRepository:
 
     async def paused(self) -> dict[str, Pause]:
         """The budgets that are paused, by their id."""
-        async with self._store.reading() as connection:
-            rows = await connection.execute(select(budget_pauses))
-            return {row.budget_id: Pause(row.since_ms, row.actor, row.reason) for row in rows}
+        rows = await self._store.read(lambda connection: connection.execute(select(budget_pauses)).all())
+        return {row.budget_id: Pause(row.since_ms, row.actor, row.reason) for row in rows}
 
     async def backfill(
         self, budget: str, coverage: Coverage, start_ms: int, end_ms: int, models: Sequence[str] = ()
@@ -206,8 +205,7 @@ class BudgetRepository:
         """When the period was last backfilled, in Unix milliseconds; None if never."""
         columns = budget_backfills.c
         chosen = select(columns.done_ms).where(columns.budget == budget, columns.start_ms == start_ms)
-        async with self._store.reading() as connection:
-            return (await connection.execute(chosen)).scalar()
+        return await self._store.read(lambda connection: connection.execute(chosen).scalar())
 
     def _now_ms(self) -> int:
         return int(self._store.clock() * 1000)

@@ -19,7 +19,7 @@ from core.errors import StoreError
 from core.store.connection import AsyncConnection, AsyncEngine, create_async_engine
 from core.store.errors import RecordRefused, blames_the_values, plain_reason
 from core.store.migrations import HEAD, upgrade_to_head
-from core.store.sqlite import READING, SqliteWriter, sqlite_engine
+from core.store.sqlite import READING, SqliteThread, sqlite_engine
 from core.store.tables import SCHEMA
 from core.store.url import StoreUrl
 
@@ -53,7 +53,8 @@ class Store:
         """As it was given, with its password."""
         self.clock = clock
         # A database in memory has the one connection, which is the event loop's.
-        self._writer = SqliteWriter(url) if url.file is not None else None
+        self._writer = SqliteThread(url) if url.file is not None else None
+        self._reader = SqliteThread(url, reads=True) if url.file is not None else None
         try:
             self.engine: AsyncEngine = sqlite_engine(url) if url.is_sqlite else _postgresql_engine(url)
         except ModuleNotFoundError as error:
@@ -204,8 +205,9 @@ class Store:
 
     async def close(self) -> None:
         """Let go of every connection, after what is being written."""
-        if self._writer is not None:
-            await self._writer.close()
+        for thread in (self._writer, self._reader):
+            if thread is not None:
+                await thread.close()
         await self.engine.dispose()
 
     @asynccontextmanager
@@ -224,6 +226,15 @@ class Store:
         with self._explained("could not be written"):
             async with self.engine.begin() as connection:
                 yield connection
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        """Run `work`, which reads a little, as `write` does, and return what it returns: in one go, where `reading`
+        is for what may take long. Its statements all see the same state, and it keeps no writer waiting."""
+        if self._reader is not None:
+            with self._explained("could not be read"):
+                return await self._reader.run(work)
+        async with self.reading() as connection:
+            return await connection.run_sync(work)
 
     async def write(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in one transaction, all of it or nothing, and return what it returns.

@@ -53,7 +53,6 @@ class InstanceRepository:
         """The workers seen in the last `within_seconds`, longest running first. Raises StoreError."""
         since = int((self._store.clock() - within_seconds) * 1000)
         columns = [instances.c[field.name] for field in fields(Instance)]
-        chosen = select(*columns).where(instances.c.seen_ms >= since)
-        async with self._store.reading() as connection:
-            rows = await connection.execute(chosen.order_by(instances.c.started_ms, instances.c.instance))
-            return [Instance(*row) for row in rows]
+        seen = select(*columns).where(instances.c.seen_ms >= since)
+        chosen = seen.order_by(instances.c.started_ms, instances.c.instance)
+        return [Instance(*row) for row in await self._store.read(lambda connection: connection.execute(chosen).all())]

@@ -36,14 +36,13 @@ class OverlayRepository:
 
     async def version(self) -> int:
         """The newest version; 0 where there is none."""
-        async with self._store.reading() as connection:
-            return (await connection.execute(select(func.max(_columns.version)))).scalar() or 0
+        newest = select(func.max(_columns.version))
+        return await self._store.read(lambda connection: connection.execute(newest).scalar()) or 0
 
     async def latest(self) -> Overlay:
         """The newest overlay; an empty one of version 0 where there is none."""
         newest = select(_columns.version, _columns.overlay).order_by(_columns.version.desc()).limit(1)
-        async with self._store.reading() as connection:
-            row = (await connection.execute(newest)).first()
+        row = await self._store.read(lambda connection: connection.execute(newest).first())
         if row is None:
             return Overlay()
         try:

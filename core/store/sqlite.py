@@ -1,4 +1,4 @@
-"""SQLite: how its connections are set up, and the thread that writes."""
+"""SQLite: how its connections are set up, and the threads that write and look things up."""
 
 import asyncio
 from collections.abc import Callable
@@ -33,18 +33,23 @@ def sqlite_engine(url: StoreUrl) -> AsyncEngine:
     return engine
 
 
-class SqliteWriter:
-    """One connection in one thread, in which whole transactions run, one after the other."""
+class SqliteThread:
+    """One connection in one thread, in which whole transactions run, one after the other: those that write, or with
+    `reads` those that do not, which keep no writer waiting and need not wait for any."""
 
-    def __init__(self, url: StoreUrl) -> None:
+    def __init__(self, url: StoreUrl, *, reads: bool = False) -> None:
         self._url = url
-        self._thread = ThreadPoolExecutor(1, "orchestration-store")
+        self._reads = reads
+        self._thread = self._new_thread()
+
+    def _new_thread(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(1, "orchestration-store-reads" if self._reads else "orchestration-store")
 
     @cached_property
     def _engine(self) -> Engine:
         engine = create_engine(self._url.url.set(drivername="sqlite+pysqlite"), **_OPTIONS)
         _set_up(engine)
-        return engine
+        return engine.execution_options(**{READING: self._reads})
 
     async def run(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a transaction. One that is cancelled goes on to its end, and `close` waits for it."""
@@ -52,7 +57,7 @@ class SqliteWriter:
 
     async def close(self) -> None:
         """Finish what was begun, then close the connection; the next `run` opens another."""
-        thread, self._thread = self._thread, ThreadPoolExecutor(1, "orchestration-store")
+        thread, self._thread = self._thread, self._new_thread()
         await asyncio.to_thread(thread.shutdown)
         if "_engine" in self.__dict__:
             self._engine.dispose()
