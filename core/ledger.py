@@ -12,6 +12,7 @@ from typing import Protocol
 
 import orjson
 
+from core import pauses
 from core.budgets import Balance
 from core.errors import StoreError
 from core.journal import Amendment, Batch, Journal, Rejected, Segment, decode_lines
@@ -381,7 +382,4 @@ class Ledger:
 
     async def _rest(self, seconds: float) -> None:
         self._wake.clear()
-        # Not wait_for: before Python 3.12 it can swallow the cancellation that `stop` sends.
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._wake.wait()
+        await pauses.wait(self._wake, seconds)

@@ -6,11 +6,11 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core import pauses
 from core.audit import AuditRecord
 from core.errors import ConfigError, StoreError
 from core.overlay import Overlay
@@ -86,9 +86,7 @@ class LiveOverlay:
     async def follow(self, store: "Store") -> None:
         """Until cancelled, look for a new version every few seconds, and when another instance says there is one."""
         while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_SECONDS):
-                    await self._news.wait()
+            await pauses.wait(self._news, _LOOK_SECONDS)
             self._news.clear()
             try:
                 await self.audit(store)

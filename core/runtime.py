@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from core import pauses
 from core.audit import AuditRecord
 from core.budgets import Balance
 from core.errors import ConfigError, StoreError, StoreLocked
@@ -260,7 +261,7 @@ class Runtime:
         """
         seen = _stamps((config, *self._loaded.files))
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(pauses.in_step(_LOOK_SECONDS))
             found = _stamps((config, *self._loaded.files))
             if found != seen:
                 seen = found
@@ -269,7 +270,7 @@ class Runtime:
     async def _keep_promises(self) -> None:
         """What may come undone or was not possible at the start: the store's schema and lock, the policies' names."""
         while True:
-            await asyncio.sleep(_PROMISES_SECONDS)
+            await asyncio.sleep(pauses.in_step(_PROMISES_SECONDS))
             if self._lock is not None and not await self._lock.held():
                 # PostgreSQL drops it with the connection; whoever took it meanwhile keeps it, and we have to stop.
                 self._lock, self.store_error = None, "the lock on the store was lost with its connection"

@@ -585,7 +585,8 @@ class Resolver:
         while not self._closed:
             next_at = self.tick()
             with self._lock:
-                pause = min(max(next_at - self._clock(), 0.01), 1.0)
+                # The clock may be set: nothing is due later than a second from when it should be.
+                pause = min(max(next_at - self._clock(), 0.01), 1.0) if self._agenda else None
                 if not self._closed:
                     self._woken.wait(pause)
 

@@ -4,6 +4,7 @@ import asyncio
 
 from core.breakers.breaker import Event, Probing, Ticked, after, quiet
 from core.breakers.breakers import LocalBreakers
+from core.pauses import in_step
 
 _REFRESH_EVERY = 1.0
 
@@ -21,7 +22,7 @@ class MemoryBreakers(LocalBreakers):
     async def run(self) -> None:
         while True:
             await self.refresh()
-            await asyncio.sleep(_REFRESH_EVERY)
+            await asyncio.sleep(in_step(_REFRESH_EVERY))
 
     def _happened(self, name: str, *events: Event) -> None:
         self._records[name], changes = after(name, self._view(name), events, self.rules)

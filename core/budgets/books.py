@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
+from core import pauses
 from core.budgets.account import Account, Balance
 from core.budgets.allotments import Allotments, drawn_by
 from core.errors import BudgetsUnavailable, StoreError
@@ -309,9 +310,7 @@ class Books:
             except Exception as error:
                 _LOG.exception("the books failed in a way they should not")
                 self.trouble = str(error)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_EVERY if self._known.is_set() else _AGAIN_AFTER):
-                    await self._look.wait()
+            await pauses.wait(self._look, _LOOK_EVERY if self._known.is_set() else _AGAIN_AFTER)
             self._look.clear()
 
     async def _know(self) -> None:

@@ -108,6 +108,8 @@ class BatchRepository:
 
     def __init__(self, store: "Store") -> None:
         self._store = store
+        self.kept = 0
+        """How many jobs this worker has made known."""
 
     async def keep_files(self, files: Sequence[BatchFile]) -> None:
         """Know these files; those that are known stay as they are."""
@@ -129,6 +131,7 @@ class BatchRepository:
     async def keep_job(self, job: Job) -> None:
         """Know this job; one that is known stays as it is."""
         await self._store.write(lambda connection: insert(connection, batch_jobs, [_row(job)]))
+        self.kept += 1
 
     async def job(self, job_id: str) -> Job | None:
         async with self._store.reading() as connection:
@@ -155,6 +158,11 @@ class BatchRepository:
             return [job for job in found if _changed(connection, and_(due, _jobs.id == job.id), until_ms)]
 
         return await self._store.write(work)
+
+    async def any_open(self) -> bool:
+        """Whether there is a job of which it is not known what it cost."""
+        going_on = select(_jobs.id).where(_jobs.done_ms.is_(None)).limit(1)
+        return await self._store.read(lambda connection: connection.execute(going_on).first()) is not None
 
     async def look_again(self, job_id: str, status: str, next_ms: int) -> None:
         """The job goes on: ask again at `next_ms`."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from core import pauses
 from core.alerts import Alert
 from core.errors import StoreError
 from core.settings.models.alerts import AlertEvent
@@ -309,7 +310,7 @@ class Alerts:
     async def _record_once(self, store: "Store") -> None:
         self._raised.clear()
         await self.flush(store)
-        await _until(self._raised, _LOOK_EVERY)
+        await pauses.wait(self._raised, _LOOK_EVERY)
 
     async def _deliver_until_it_fails(self, store: "Store") -> None:
         """A delivery that takes long does not keep the others waiting, except for those of its subject."""
@@ -325,7 +326,7 @@ class Alerts:
                 if sending:
                     _, sending = await asyncio.wait(sending, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
                 else:
-                    await _until(self._recorded, await self._pause(store))
+                    await pauses.wait(self._recorded, await self._pause(store))
         finally:
             if sending:
                 # What has been sent should be marked as that: nobody would be told twice.
@@ -384,11 +385,3 @@ def _plain(alert: Alert) -> Alert:
 
 def _text(value: object) -> str:
     return str(value).encode("utf-8", "replace").decode()
-
-
-async def _until(event: asyncio.Event, seconds: float) -> None:
-    """Wait for the event, at most so long."""
-    # Not wait_for: before Python 3.12 it can swallow a cancellation.
-    with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await event.wait()

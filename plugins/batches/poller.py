@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from core.budgets import Account
 from core.errors import JournalFull, StoreError
+from core.pauses import in_step
 from core.store.batches import Job, JobKind
 from core.usage import UsageState
 from plugins.batches import costs
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("orchestration.batches")
 _LOOK_EVERY = 2.0
+_LOOK_FOR_OTHERS_EVERY = 10.0
+"""Seconds, while there was nothing to ask about: a worker that is gone may have left a job."""
 _CLAIM_MS = 300_000
 _SOONEST_MS, _LATEST_MS = 3_000, 300_000
 _PATIENCE_MS = 3_600_000
@@ -58,17 +61,23 @@ class Poller:
         self._overrun = overrun
         self._clock = clock
         self._forget_at = 0.0
+        self._look_at = 0.0
+        self._kept = 0
 
     async def run(self, store: "Store") -> None:
         """Until cancelled."""
         while True:
             try:
-                await self.look(store)
+                if self._clock() >= self._look_at or store.batches.kept != self._kept:
+                    self._kept = store.batches.kept
+                    await self.look(store)
+                    going_on = await store.batches.any_open()
+                    self._look_at = 0.0 if going_on else self._clock() + _LOOK_FOR_OTHERS_EVERY
             except StoreError:
                 pass  # the ledger says so
             except Exception:
                 _LOG.exception("batches could not be looked after")
-            await asyncio.sleep(_LOOK_EVERY)
+            await asyncio.sleep(in_step(_LOOK_EVERY))
 
     async def look(self, store: "Store") -> int:
         """One round; returns how many jobs were asked about."""

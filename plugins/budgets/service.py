@@ -10,6 +10,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from core import pauses
 from core.budgets import Account, Balance
 from core.budgets.books import Books
 from core.budgets.opening import Opening
@@ -177,6 +178,8 @@ class Budgets:
     async def look(self, store: "Store") -> None:
         """Take over the settings in force, and which budgets are paused. Raises StoreError."""
         self._take_over(self._runtime.snapshot)
+        if self._begun.is_set() and not len(self._runtime.snapshot.catalog):
+            return
         self.paused = await store.budgets.paused()
 
     async def balances(self, accounts: Sequence[Account]) -> Sequence[Balance]:
@@ -213,9 +216,7 @@ class Budgets:
                 pass  # both are said by the books, where they matter
             except Exception:
                 _LOG.exception("budgets could not be looked after")
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_EVERY):
-                    await self._news.wait()
+            await pauses.wait(self._news, _LOOK_EVERY)
             self._news.clear()
 
     async def _reconcile(self, store: "Store") -> None:

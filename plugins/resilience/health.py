@@ -13,6 +13,7 @@ from core.breakers import IGNORED, OK, Permit, State, classify
 from core.errors import JournalFull, StoreError
 from core.ids import new_request_id
 from core.money import nano_dollars
+from core.pauses import in_step
 from core.settings.models.operations import HealthChecks as Rules
 from core.state.scripts import Scripts, StateAway
 from core.usage import Attempt, UsageEvent, UsageState
@@ -295,7 +296,7 @@ class Checking:
                         _LOG.warning("health checks wait: %s", error)
                     except Exception:  # a deployment that cannot even be asked must not end the checks of all others
                         _LOG.exception("a health check went wrong")
-                await asyncio.sleep(_LOOK_EVERY)
+                await asyncio.sleep(in_step(_LOOK_EVERY))
         finally:
             if self._scripts is not None:
                 await self._scripts.close()

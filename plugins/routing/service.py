@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from core import pauses
 from core.context import RequestContext
 from core.errors import ConfigError, StoreError
 from core.facts import facts_of
@@ -110,9 +111,7 @@ class Routing:
             except (StoreError, ConfigError) as error:
                 _LOG.warning("experiments cannot be looked up: %s", error)
             self._begun.set()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_EVERY):
-                    await self._news.wait()
+            await pauses.wait(self._news, _LOOK_EVERY)
             self._news.clear()
 
     async def hear(self, _: Mapping[str, Any]) -> None:
