@@ -20,7 +20,11 @@ _PLAIN = _ROOT / ".test-cache" / "plain-litellm"
 _USER_KEY = "BENCHMARK_KEY"
 
 
-def bare(provider_url: str) -> dict[str, Any]:
+Config = dict[str, Any]
+"""What a config.yaml holds."""
+
+
+def bare(provider_url: str) -> Config:
     """LiteLLM alone. A model with a published price, so that LiteLLM computes costs as it does in earnest."""
     return {
         "model_list": [
@@ -35,7 +39,7 @@ def bare(provider_url: str) -> dict[str, Any]:
     }
 
 
-def with_ours(provider_url: str) -> dict[str, Any]:
+def with_ours(provider_url: str) -> Config:
     """The same, and everything of ours that a request can meet; whoever asks is still LiteLLM's to say."""
     return bare(provider_url) | {
         "litellm_settings": {"callbacks": ["litellm_orchestration.callback"]},
@@ -48,7 +52,7 @@ def with_ours(provider_url: str) -> dict[str, Any]:
     }
 
 
-def with_ours_and_keys(provider_url: str) -> dict[str, Any]:
+def with_ours_and_keys(provider_url: str) -> Config:
     """As the quickstart has it: the callers' keys are ours too, and LiteLLM asks our authentication."""
     config = with_ours(provider_url)
     config["litellm_settings"]["enable_post_custom_auth_checks"] = True
@@ -93,7 +97,7 @@ class Rival(ProxyProcess):
 
     def __init__(
         self,
-        config: dict[str, Any],
+        config: Config,
         *,
         program: Path | None = None,
         user_key: str | None = None,

@@ -68,16 +68,21 @@ class Poller:
         """Until cancelled."""
         while True:
             try:
-                if self._clock() >= self._look_at or store.batches.kept != self._kept:
-                    self._kept = store.batches.kept
-                    await self.look(store)
-                    going_on = await store.batches.any_open()
-                    self._look_at = 0.0 if going_on else self._clock() + _LOOK_FOR_OTHERS_EVERY
+                await self.look_if_worth_it(store)
             except StoreError:
                 pass  # the ledger says so
             except Exception:
                 _LOG.exception("batches could not be looked after")
             await asyncio.sleep(in_step(_LOOK_EVERY))
+
+    async def look_if_worth_it(self, store: "Store") -> None:
+        """A round, unless nothing went on at the last one and nothing was begun here since."""
+        if self._clock() < self._look_at and store.batches.kept == self._kept:
+            return
+        kept = store.batches.kept
+        await self.look(store)
+        going_on = await store.batches.any_open()
+        self._kept, self._look_at = kept, 0.0 if going_on else self._clock() + _LOOK_FOR_OTHERS_EVERY
 
     async def look(self, store: "Store") -> int:
         """One round; returns how many jobs were asked about."""

@@ -212,6 +212,34 @@ async def test_settling_twice_is_like_settling_once(polling: Polling):
     assert polling.cost == once == ("reported", 50_000)
 
 
+async def test_while_nothing_goes_on_it_is_looked_for_every_ten_seconds_or_when_a_job_is_begun_here(
+    polling: Polling, monkeypatch: pytest.MonkeyPatch
+):
+    looks: list[float] = []
+    look = polling.poller.look
+
+    async def counted(store: Store) -> int:
+        looks.append(polling.clock())
+        return await look(store)
+
+    monkeypatch.setattr(polling.poller, "look", counted)
+
+    async def for_seconds(seconds: int) -> int:
+        before = len(looks)
+        for _ in range(seconds // 2):
+            await polling.poller.look_if_worth_it(polling.store)
+            polling.clock.advance(2)
+        return len(looks) - before
+
+    assert await for_seconds(40) == 4
+    await polling.keep()
+    polling.said.batches["j"] = {"status": "in_progress"}
+    assert await for_seconds(10) == 5, "one goes on"
+    polling.said.batches["j"] = over("failed", completed=0, file=None)
+    assert (await polling.look(after=600)).done_ms is not None
+    assert await for_seconds(40) <= 5, "it is over"
+
+
 async def test_people_are_told_of_a_bill_above_what_was_reserved(polling: Polling):
     await polling.keep()
     event = polling.books.charged("r-j")
