@@ -102,17 +102,19 @@ Pair = tuple[Side, Side]
 async def pairs(before: Rival, after: Rival, kind: Load, count: int, requests: int) -> list[Pair]:
     """Two windows a pair, each made of short turns that alternate with the other's: A B B A A B B A ...
 
-    Whatever else slows the machine for longer than a turn, some hundred milliseconds, slows both windows of a pair.
+    Whatever else slows the machine for longer than a turn, some hundred milliseconds, slows both windows of a pair. Who
+    begins is the other in the next pair: what answers leave to be done slows whoever comes next, and a window of many
+    connections is a single turn.
     """
     found: list[Pair] = []
-    for _ in range(count):
+    for number in range(count):
         async with AsyncExitStack() as stack:
             rivals = [
                 (rival, await stack.enter_async_context(Clients(rival.port, kind.connections)), Window(), rival.cpu)
                 for rival in (before, after)
             ]
             for turn in range(requests // kind.turn or 1):
-                for rival, clients, window, _ in rivals if turn % 2 == 0 else reversed(rivals):
+                for rival, clients, window, _ in rivals if (number + turn) % 2 == 0 else reversed(rivals):
                     await clients.send(kind.request(rival), kind.turn, window)
             await asyncio.sleep(_SETTLE)
             one, other = (Side(window, (rival.cpu - cpu) / len(window.latencies)) for rival, _, window, cpu in rivals)
