@@ -18,7 +18,7 @@ from core import child
 from core.errors import StoreError
 from core.store.connection import AsyncConnection, AsyncEngine, create_async_engine
 from core.store.errors import RecordRefused, blames_the_values, plain_reason
-from core.store.migrations import HEAD, upgrade_to_head
+from core.store.migrations import HEAD, make_afresh, upgrade_to_head
 from core.store.sqlite import READING, SqliteThread, sqlite_engine
 from core.store.tables import SCHEMA
 from core.store.url import StoreUrl
@@ -155,14 +155,15 @@ class Store:
         async with self.engine.begin() as connection:
             if not self.is_sqlite:
                 await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})
-            await connection.run_sync(upgrade_to_head)
+            if not await connection.run_sync(make_afresh):
+                await connection.run_sync(upgrade_to_head)
 
     async def _upgraded_apart(self) -> bool:
         """Whether the tables are of this version now. False where there can be no process that does it."""
         if self.is_sqlite and self.url.file is None:
             return False
         async with self._alone():
-            if await self.version() == HEAD:
+            if await self.version() == HEAD or await self.write(make_afresh):
                 return True
         try:
             answered = await child.ask("core.store.migrations", self._written.encode())

@@ -8,13 +8,13 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, inspect
+from sqlalchemy import Connection, create_engine, inspect
 
 import core.store.migrations
 from core.errors import StoreError, StoreLocked
 from core.journal import Amendment
-from core.store import StoreUrl, acquire_single_writer_lock, open_store
-from core.store.migrations import HEAD
+from core.store import Store, StoreUrl, acquire_single_writer_lock, open_store
+from core.store.migrations import FRESH, HEAD, fresh, make_afresh, upgrade_to_head
 from core.store.tables import metadata
 from core.usage import UsageEvent
 
@@ -71,11 +71,39 @@ async def test_the_migrations_make_the_tables_that_the_code_uses(apart: bool, tm
     await store.close()
 
 
+def test_the_script_for_an_empty_database_makes_what_the_revisions_make() -> None:
+    """Else: python -m core.store.migrations.fresh"""
+    assert FRESH.read_text() == fresh.migrated()
+    engine = create_engine("sqlite://")
+    with engine.begin() as connection:
+        assert make_afresh(connection)
+        assert fresh.script_of(connection) == FRESH.read_text()
+        assert connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalars().all() == [HEAD]
+        assert not make_afresh(connection), "it is empty no more"
+        upgrade_to_head(connection)
+        assert fresh.script_of(connection) == FRESH.read_text()
+
+
+async def test_an_empty_database_needs_no_process_to_make_its_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.child.ask", None)
+    store = open_store(f"sqlite:///{tmp_path}/store.db")
+    await store.upgrade(apart=True)
+    assert await store.version() == HEAD
+    await store.close()
+
+
 def upgrade_to(connection: Connection, revision: str) -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(core.store.migrations.__file__).parent))
     config.attributes["connection"] = connection
     command.upgrade(config, revision)
+
+
+async def of_the_first_version(store: Store) -> None:
+    async with store.writing() as connection:
+        await connection.run_sync(upgrade_to, "0001")
 
 
 async def test_a_store_of_the_first_version_is_upgraded_with_what_waits_in_it(tmp_path: Path) -> None:
@@ -127,8 +155,9 @@ async def test_a_store_of_a_newer_version_is_refused(apart: bool, tmp_path: Path
 async def test_where_no_other_process_can_be_had_the_store_is_upgraded_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.executable", str(tmp_path / "nothing"))
     store = open_store(f"sqlite:///{tmp_path}/store.db")
+    await of_the_first_version(store)
+    monkeypatch.setattr("sys.executable", str(tmp_path / "nothing"))
     await store.upgrade(apart=True)
     assert await store.version() == HEAD
     await store.close()
@@ -147,7 +176,12 @@ asyncio.run(main())
 
 
 @pytest.mark.slow
-def test_four_processes_may_upgrade_at_once_and_none_loads_what_that_needs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("empty", [True, False])
+async def test_four_processes_may_upgrade_at_once_and_none_loads_what_that_needs(empty: bool, tmp_path: Path) -> None:
+    if not empty:
+        store = open_store(f"sqlite:///{tmp_path}/store.db")
+        await of_the_first_version(store)
+        await store.close()
     command = [sys.executable, "-c", UPGRADE, f"sqlite:///{tmp_path}/store.db"]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
     assert [process.communicate()[0].strip() for process in processes] == [f"{HEAD} False"] * 4

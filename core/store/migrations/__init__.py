@@ -1,6 +1,12 @@
-"""The history of the tables. `upgrade_to_head` runs what is missing; a new file in versions/ must move HEAD."""
+"""The history of the tables. `upgrade_to_head` runs what is missing; a new file in versions/ must move HEAD.
+
+An empty SQLite database gets the tables as they are in the end, from `sqlite.sql`: to load alembic and go through the
+history takes longer than all else of ours at a first start. `python -m core.store.migrations.fresh` writes that file.
+"""
 
 import logging
+import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 from sqlalchemy import Connection, text
@@ -11,6 +17,32 @@ from core.store.tables import SCHEMA
 
 HEAD = "0008"
 """The newest revision. Named here so that a start with nothing to do need not import alembic."""
+
+
+FRESH = Path(__file__).with_name("sqlite.sql")
+
+
+def make_afresh(connection: Connection) -> bool:
+    """Make the tables of the newest revision in an empty SQLite database, in this connection's transaction; whether
+    this is one."""
+    if connection.dialect.name != "sqlite":
+        return False
+    if connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").scalar():
+        return False
+    for statement in _statements(FRESH.read_text()):
+        connection.exec_driver_sql(statement)
+    connection.exec_driver_sql("INSERT INTO alembic_version VALUES (?)", (HEAD,))
+    return True
+
+
+def _statements(script: str) -> Iterator[str]:
+    """Each of them; a trigger has more in it."""
+    begun = ""
+    for line in script.splitlines(keepends=True):
+        begun += line
+        if sqlite3.complete_statement(begun):
+            yield begun
+            begun = ""
 
 
 def upgrade_to_head(connection: Connection) -> None:
