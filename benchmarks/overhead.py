@@ -123,9 +123,10 @@ async def pairs(before: Rival, after: Rival, kind: Load, count: int, requests: i
 
 
 def noise_of(equal: Sequence[Pair]) -> float:
-    """By how much the throughput of two equal proxies differs in a pair of windows: 19 of 20 pairs differ less."""
+    """By how much the throughput of two equal proxies differs in a pair of windows: two of three pairs differ less, as
+    with a standard deviation, which the pairs that meet a full garbage collection of LiteLLM's would decide alone."""
     apart = sorted(abs(after.window.rate / before.window.rate - 1) for before, after in equal)
-    return apart[math.ceil(0.95 * len(apart)) - 1]
+    return apart[math.ceil(len(apart) * 2 / 3) - 1]
 
 
 def figures_of(kind: Load, found: Sequence[Pair], equal: Sequence[Pair]) -> Iterator[Figure]:
@@ -140,7 +141,7 @@ def figures_of(kind: Load, found: Sequence[Pair], equal: Sequence[Pair]) -> Iter
     rates = [after.window.rate / before.window.rate for before, after in found]
     noise = noise_of(equal)
     yield Figure.of(f"throughput, {kind}", rates, "x", Bound(">=", 1.0 - noise))
-    yield Figure(f"throughput, {kind}, two bare proxies: a pair differs by up to", noise * 100, "%")
+    yield Figure(f"throughput, {kind}, two bare proxies: two of three pairs differ by at most", noise * 100, "%")
     yield Figure.of(f"throughput, {kind}, bare", [before.window.rate for before, _ in found], "requests/s")
     if kind.connections == 1:
         must = None if kind.stream else Bound("<=", 0.3)

@@ -67,15 +67,16 @@ class Edge:
     async def _enforced(self, endpoint: str, scope: Scope, receive: Receive, send: Send) -> None:
         if not self.runtime.ready.is_set():
             await self.runtime.ready.wait()
-        if self.runtime.failure is not None:
-            await _refuse("http", NotReady(f"This worker could not start: {self.runtime.failure}"), send)
+        runtime = self.runtime
+        if runtime.failure is not None:
+            await _refuse("http", NotReady(f"This worker could not start: {runtime.failure}"), send)
             return
-        most = self.runtime.settings.limits.max_body_bytes
+        most = runtime.settings.limits.max_body_bytes
         declared = _content_length(scope["headers"])
         if declared is not None and declared > most:
             await _refuse("http", _too_large(most), send)
             return
-        if not self.runtime.journal.accepting:
+        if not runtime.journal.accepting:
             message = (
                 "Usage can be written neither to the journal nor to memory; nothing may be spent. See the proxy's log."
             )
@@ -94,7 +95,7 @@ class Edge:
             await _refuse("http", refusal, send)
             return
         exchange = Exchange(endpoint, scope["headers"], declared or 0)
-        answer = _Answer(exchange, self.runtime, send)
+        answer = _Answer(exchange, runtime, send)
         if declared is None:
             receive = _counted(receive, answer, most)
         exchange.entrance, exchange.receive = entrance, receive

@@ -3,7 +3,7 @@ generateContent."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -34,13 +34,16 @@ def of_answer(response: Any, model: str | None, call: Any, deployment: str | Non
     usage = _field(response, "usage")
     if usage is None and (metadata := _field(response, usage_metadata.NAME)) is not None:
         return _of_metadata(metadata, model, call, deployment, _price(call, response))
-    if usage is not None and not _says_something(usage):
+    tokens = _tokens(usage)
+    if usage is not None and not (tokens.input or tokens.output):
         # LiteLLM writes zeros where the provider reports nothing; no answer takes no tokens.
         return of_usage(_counted(response, call), model, call, UsageState.ESTIMATED)
     cost = hidden.get("response_cost")
     if cost is None:
         cost = call.model_call_details.get("response_cost") or _price(call, response)
-    return _receipt(usage, cost)
+    if usage is None and cost is None:
+        return Receipt(UsageState.UNKNOWN)
+    return Receipt(UsageState.REPORTED, *tokens, _nano(cost))
 
 
 def _of_metadata(metadata: Any, model: str | None, call: Any, deployment: str | None, cost: float | None) -> Receipt:
@@ -129,21 +132,13 @@ def of_usage(
 ) -> Receipt:
     """The receipt of a usage block in any of the dialects, priced by LiteLLM as a call of `model`; generateContent by
     the `deployment`'s own prices, where it has some."""
-    plain = _receipt(usage, None, state)
     import litellm
 
     priced = litellm.ModelResponse(model=model, usage=chat_usage(usage))
     cost = _own_price(priced, model, deployment) if _is_generate_content(call) else None
     if cost is None:
         cost = _price(call, priced)
-    return Receipt(
-        plain.usage,
-        plain.input_tokens,
-        plain.output_tokens,
-        plain.cached_tokens,
-        plain.reasoning_tokens,
-        None if cost is None else nano_dollars(cost),
-    )
+    return Receipt(state, *_tokens(usage), _nano(cost))
 
 
 def usage_in_event(event: bytes) -> dict[str, Any] | None:
@@ -170,7 +165,8 @@ def may_hold_usage(body: bytes) -> bool:
 
 
 def _says_something(usage: Any) -> bool:
-    return any(_count(usage, name) for name in _TOKENS)
+    counts = _counts(usage)
+    return any(counts.get(name) for name in _TOKENS)
 
 
 _TOKENS = ("prompt_tokens", "completion_tokens", "input_tokens", "output_tokens", *usage_metadata.COUNTS)
@@ -194,23 +190,34 @@ def is_final(event: bytes) -> bool:
     return any(mark in event for mark in _FINAL)
 
 
-def _receipt(usage: Any, cost: float | None, state: str = UsageState.REPORTED) -> Receipt:
+class _Tokens(NamedTuple):
+    """As a `Receipt` has them, in its order."""
+
+    input: int = 0
+    output: int = 0
+    cached: int = 0
+    reasoning: int = 0
+
+
+def _tokens(usage: Any) -> _Tokens:
+    """What a usage block of any of the dialects says; nothing where there is none."""
     if usage is None:
-        return Receipt(UsageState.UNKNOWN if cost is None else state, cost_nano=_nano(cost))
+        return _Tokens()
     if usage_metadata.is_metadata(usage):
         usage = usage_metadata.in_openais_words(usage)
-    usage = _fields(usage)
-    prompt = _count(usage, "prompt_tokens")
-    output = _count(usage, "completion_tokens") or _count(usage, "output_tokens")
-    details = _fields(_field(usage, "prompt_tokens_details") or _field(usage, "input_tokens_details"))
-    out_details = _fields(_field(usage, "completion_tokens_details") or _field(usage, "output_tokens_details"))
-    cached = _count(details, "cached_tokens") or _count(usage, "cache_read_input_tokens")
+    fields, counts = _fields(usage), _counts(usage)
+    prompt = counts.get("prompt_tokens", 0)
+    output = counts.get("completion_tokens", 0) or counts.get("output_tokens", 0)
+    details = fields.get("prompt_tokens_details") or fields.get("input_tokens_details")
+    cached = _counts(details).get("cached_tokens", 0) or counts.get("cache_read_input_tokens", 0)
+    out_details = fields.get("completion_tokens_details") or fields.get("output_tokens_details")
+    reasoning = _counts(out_details).get("reasoning_tokens", 0)
     if not prompt:
-        prompt = _count(usage, "input_tokens")
+        prompt = counts.get("input_tokens", 0)
         if details is None:
             # The Messages dialect counts cached input beside the rest, the others count it within.
-            prompt += _count(usage, "cache_read_input_tokens") + _count(usage, "cache_creation_input_tokens")
-    return Receipt(state, prompt, output, cached, _count(out_details, "reasoning_tokens"), _nano(cost))
+            prompt += counts.get("cache_read_input_tokens", 0) + counts.get("cache_creation_input_tokens", 0)
+    return _Tokens(prompt, output, cached, reasoning)
 
 
 def _counted(response: Any, call: Any) -> dict[str, int]:
@@ -245,7 +252,7 @@ def _count_of(asked: Any, texts: list[str]) -> dict[str, int]:
 
 def tokens_of(usage: Any) -> Receipt:
     """The tokens in a usage block of any of the dialects, without a cost."""
-    return _receipt(usage, None)
+    return Receipt(UsageState.UNKNOWN if usage is None else UsageState.REPORTED, *_tokens(usage))
 
 
 def goes_on(answer: Any) -> bool:
@@ -261,18 +268,18 @@ def chat_usage(usage: Any) -> Any:
         return usage
     if usage_metadata.is_metadata(usage):
         return litellm.Usage(**usage_metadata.in_openais_words(usage))
-    plain = _receipt(usage, None)
+    tokens = _tokens(usage)
     fields: dict[str, Any] = {
-        "prompt_tokens": plain.input_tokens,
-        "completion_tokens": plain.output_tokens,
-        "total_tokens": plain.input_tokens + plain.output_tokens,
+        "prompt_tokens": tokens.input,
+        "completion_tokens": tokens.output,
+        "total_tokens": tokens.input + tokens.output,
     }
-    if plain.reasoning_tokens:
-        fields["reasoning_tokens"] = plain.reasoning_tokens
-    if plain.cached_tokens:
-        fields["prompt_tokens_details"] = {"cached_tokens": plain.cached_tokens}
-        fields["cache_read_input_tokens"] = plain.cached_tokens
-    if written := _count(usage, "cache_creation_input_tokens"):
+    if tokens.reasoning:
+        fields["reasoning_tokens"] = tokens.reasoning
+    if tokens.cached:
+        fields["prompt_tokens_details"] = {"cached_tokens": tokens.cached}
+        fields["cache_read_input_tokens"] = tokens.cached
+    if written := _counts(usage).get("cache_creation_input_tokens"):
         fields["cache_creation_input_tokens"] = written
     return litellm.Usage(**fields)
 
@@ -313,23 +320,21 @@ def _hidden(response: Any) -> Mapping[str, Any]:
     return hidden if isinstance(hidden, dict) else {}
 
 
-def _fields(model: Any) -> Any:
-    """The fields of a pydantic model as a mapping: asking a model for a field it lacks costs more than all the rest."""
-    own = getattr(model, "__dict__", None)
-    if not own or isinstance(model, dict):
-        return model
+def _fields(model: Any) -> Mapping[str, Any]:
+    """The fields of a pydantic model, or of JSON: asking a model for a field it lacks costs more than all the rest."""
+    if model is None or isinstance(model, dict):
+        return model or {}
+    own: Mapping[str, Any] = getattr(model, "__dict__", {})
     extra = getattr(model, "__pydantic_extra__", None)
     return {**own, **extra} if extra else own
+
+
+def _counts(model: Any) -> dict[str, int]:
+    """Those of its fields that are whole numbers."""
+    return {name: value for name, value in _fields(model).items() if isinstance(value, int)}
 
 
 def _field(holder: Any, name: str) -> Any:
     if holder is None:
         return None
     return holder.get(name) if isinstance(holder, dict) else getattr(holder, name, None)
-
-
-def _count(holder: Any, name: str) -> int:
-    if holder is None:
-        return 0
-    value = holder.get(name) if isinstance(holder, dict) else getattr(holder, name, None)
-    return value if isinstance(value, int) else 0

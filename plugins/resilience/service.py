@@ -301,6 +301,7 @@ def clean(call: dict[str, Any]) -> None:
 
 
 _TIMED_OUT = (408, 504)
+_TIMEOUTS = ("timeout", "stream_timeout", "request_timeout", "client_side_timeout")
 _ASKS_FOR_TIME = (429, 503, 529)
 _FAULTS = (Verdict.FAILED, Verdict.SLOW, Verdict.THROTTLED)
 
@@ -312,5 +313,4 @@ def _attempts(rules: Retries, data: Mapping[str, Any]) -> int:
 
 
 def _sets_timeout(data: Mapping[str, Any]) -> bool:
-    names: Sequence[str] = ("timeout", "stream_timeout", "request_timeout", "client_side_timeout")
-    return any(data.get(name) is not None for name in names)
+    return not data.keys().isdisjoint(_TIMEOUTS) and any(data.get(name) is not None for name in _TIMEOUTS)
