@@ -65,8 +65,6 @@ class Plan:
 
     starts: int
     """How often both proxies are started."""
-    equal: int
-    """How often two bare ones are."""
     pairs: int
     """Pairs of windows a start, for what has a bound."""
     more: int
@@ -74,13 +72,15 @@ class Plan:
     requests: int
     """Requests in a window, at least one turn of each."""
     warm_up: int
+    equal: int = 0
+    """How often two bare ones are started, to be measured in the same way."""
 
     def pairs_of(self, kind: Load) -> int:
         return self.more if kind.stream or kind.connections > 16 else self.pairs
 
 
-FULL = Plan(starts=6, equal=3, pairs=5, more=2, requests=64, warm_up=_WARM_UP)
-QUICK = Plan(starts=1, equal=1, pairs=4, more=2, requests=32, warm_up=40)
+FULL = Plan(starts=6, pairs=5, more=2, requests=64, warm_up=_WARM_UP, equal=3)
+QUICK = Plan(starts=1, pairs=4, more=2, requests=32, warm_up=40, equal=1)
 
 
 @dataclass(frozen=True, slots=True)
