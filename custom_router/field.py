@@ -15,8 +15,6 @@ _FOR = 1.0
 """Models may change at any time, by an edit or because LiteLLM learns of prices."""
 _MOST = 1000
 """Combinations of policies, tiers and needs; tiers come from keys, needs from requests."""
-
-
 _RULES = 256
 """Combinations of rules that a field remembers what they leave of it."""
 
@@ -29,6 +27,10 @@ class Standing(NamedTuple):
     forbidden: frozenset[str]
 
 
+_Narrowing = tuple[tuple[CompiledRule, ...], str | None]
+"""The rules that take candidates away, and which one is kept all the same."""
+
+
 @dataclass(frozen=True, slots=True)
 class Field:
     """The groups that a policy's requests may come to. `standing` has those candidates of the policy that are permitted
@@ -39,9 +41,7 @@ class Field:
     standing: Standing
     barred: Mapping[str, str]
     shortest: float
-    _left: dict[tuple[tuple[CompiledRule, ...], str | None], Standing] = field(
-        default_factory=dict[tuple[tuple[CompiledRule, ...], str | None], Standing]
-    )
+    _left: dict[_Narrowing, Standing] = field(default_factory=dict[_Narrowing, Standing])
 
     @property
     def names(self) -> tuple[str, ...]:
