@@ -15,8 +15,8 @@ async def test_whatever_waits_a_second_or_more_wakes_up_with_the_others():
     for seconds in (1.0, 1.7, 2.0, 3.0, 5.0, 10.0):
         await asyncio.sleep(0.003)
         pause, now = in_step(seconds), loop.time()
-        assert pause >= 0.49
-        assert abs(pause - seconds) <= 0.51
+        assert pause > 0
+        assert seconds - 1.0 <= pause <= seconds + 0.001
         ends.append(now + pause)
     apart = [end - ends[0] for end in ends]
     assert all(isclose(one, round(one), abs_tol=0.001) for one in apart), apart
@@ -34,7 +34,7 @@ async def test_those_that_begin_at_different_times_end_together():
         await asyncio.sleep(in_step(1.0))
         return loop.time()
 
-    # Two that begin within a step end it together; what lies across its middle ends a whole step later.
+    # Those that begin within a step end it together; what begins in the next one ends a whole step later.
     ended = await asyncio.gather(*(asleep(begins) for begins in (0.0, 0.1, 0.2)))
     assert all(isclose(one - ended[0], round(one - ended[0]), abs_tol=0.03) for one in ended), ended
 
