@@ -65,9 +65,9 @@ class Edge:
             await self.app(scope, receive, send)
 
     async def _enforced(self, endpoint: str, scope: Scope, receive: Receive, send: Send) -> None:
-        if not self.runtime.ready.is_set():
-            await self.runtime.ready.wait()
         runtime = self.runtime
+        if not runtime.ready.is_set():
+            await runtime.ready.wait()
         if runtime.failure is not None:
             await _refuse("http", NotReady(f"This worker could not start: {runtime.failure}"), send)
             return

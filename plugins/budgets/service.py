@@ -179,7 +179,7 @@ class Budgets:
         """Take over the settings in force, and which budgets are paused. Raises StoreError."""
         self._take_over(self._runtime.snapshot)
         if self._begun.is_set() and not len(self._runtime.snapshot.catalog):
-            return
+            return  # there is nothing to pause
         self.paused = await store.budgets.paused()
 
     async def balances(self, accounts: Sequence[Account]) -> Sequence[Balance]:
