@@ -1,10 +1,10 @@
-"""Garbage collection as a proxy has it (`plugins.wiring`)."""
+"""Garbage collection as a proxy has it (`core.memory`)."""
 
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from plugins.wiring import COLLECT_EVERY
+from core.memory import COLLECT_EVERY
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Puts a runtime into the LiteLLM proxy of this process: edge, admin routes, background work. Happens once."""
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -9,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from core import memory
 from core.asgi import App
 from core.breakers.redis import SIGNAL as BREAKERS
 from core.cache.redis import SIGNAL as CACHE
@@ -163,17 +163,13 @@ class Wiring:
             settled.cancel()
 
     async def _settle(self) -> None:
-        """Spare the garbage collector what is there for good.
-
-        LiteLLM and what it imports make over a million objects; each full collection walks them all, which stops the
-        worker for most of a second and comes round every thousand requests or so. A request leaves a few hundred
-        objects behind, so Python's default of a collection for each 700 is one for every three requests.
-        """
+        """What is there for good once a worker is ready is put where it costs least."""
         await self.runtime.ready.wait()
         if os.environ.get(IN_PROCESS) is None:
-            gc.freeze()
-            if "PYTHON_GC_THRESHOLD" not in os.environ:  # LiteLLM's own setting
-                gc.set_threshold(*COLLECT_EVERY)
+            memory.spare_collections()
+            await asyncio.sleep(_SETTLED_AFTER)
+            moved = await memory.use_huge_pages()
+            _LOG.debug("%d MiB of memory are in huge pages", moved >> 20)
 
     def _note_prices(self, task: "asyncio.Task[str]") -> None:
         if not task.cancelled() and task.exception() is None:
@@ -185,8 +181,8 @@ def _deployments() -> list[dict[str, Any]]:
     return [one for group in compat.model_groups() for one in compat.deployments_of(group)]
 
 
-COLLECT_EVERY = (10_000, 10, 10)
-"""Python's thresholds of garbage collection in a proxy."""
+_SETTLED_AFTER = 5.0
+"""Seconds after a start until which LiteLLM still imports and caches what its first requests need."""
 
 IN_PROCESS = "LLM_ORCHESTRATION_IN_PROCESS"
 """Set while the Python API runs the proxy inside the application, whose process is not ours to end."""
