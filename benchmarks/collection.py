@@ -4,15 +4,14 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from core.memory import COLLECT_EVERY
+from core.memory import spare_collections
 
 
 @contextmanager
 def collecting_as_in_a_proxy() -> Iterator[None]:
     """Else collecting garbage is what the slowest calls consist of, and half of what a call costs that leaves much."""
     before = gc.get_threshold()
-    gc.freeze()
-    gc.set_threshold(*COLLECT_EVERY)
+    spare_collections()
     try:
         yield
     finally:

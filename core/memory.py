@@ -6,6 +6,7 @@ import gc
 import os
 import re
 from collections.abc import Iterator
+from io import RawIOBase
 from pathlib import Path
 
 COLLECT_EVERY = (10_000, 10, 10)
@@ -51,44 +52,44 @@ async def use_huge_pages() -> int:
     A request runs through objects all over the heap. With 4 KiB a page the processor's TLB knows where a few MB of it
     are and looks everything else up, on a virtual machine in two tables at once. 0 where the kernel cannot or must not.
     """
-    if not _wanted():
+    size = _huge_page()
+    if not size:
         return 0
     moved = 0
-    for block in await asyncio.to_thread(_blocks_or_none):
-        if await asyncio.to_thread(collapse, block):
-            moved += _block_bytes()
+    for block in await asyncio.to_thread(full_blocks, size):
+        if await asyncio.to_thread(collapse, block, size):
+            moved += size
         elif not moved:
             return 0  # an older kernel, or a process that may not
         await asyncio.sleep(_BREATH)
     return moved
 
 
-def _blocks_or_none() -> list[int]:
+def full_blocks(size: int) -> list[int]:
+    """The addresses of all blocks of `size` bytes, at multiples of it in anonymous memory of this process, that are in
+    use but for a few pages and shared with no other process. None where the kernel does not tell."""
     try:
-        return list(full_blocks())
+        with (_PROCESS / "pagemap").open("rb", buffering=0) as pagemap:
+            return [
+                block
+                for low, high in _anonymous()
+                for block in range(-(-low // size) * size, high // size * size, size)
+                if _full(pagemap, block, size // _PAGE)
+            ]
     except OSError:  # a hardened container shows a process nothing of itself
         return []
 
 
-def full_blocks() -> Iterator[int]:
-    """The addresses of all blocks of the size of a huge page, in anonymous memory of this process, that are in use but
-    for a few pages and shared with no other process. Raises OSError where the kernel does not tell."""
-    size = _block_bytes()
-    pages = size // _PAGE
-    with (_PROCESS / "pagemap").open("rb", buffering=0) as pagemap:
-        for low, high in _anonymous():
-            for block in range(-(-low // size) * size, high // size * size, size):
-                pagemap.seek(block // _PAGE * _ENTRY)
-                entries = memoryview(pagemap.read(pages * _ENTRY)).cast("Q")
-                if sum(entry & _MINE == _MINE for entry in entries) >= pages - _HOLES:
-                    yield block
+def _full(pagemap: RawIOBase, block: int, pages: int) -> bool:
+    pagemap.seek(block // _PAGE * _ENTRY)
+    entries = memoryview(pagemap.read(pages * _ENTRY) or b"").cast("Q")
+    return sum(entry & _MINE == _MINE for entry in entries) >= pages - _HOLES
 
 
-def collapse(block: int) -> bool:
+def collapse(block: int, size: int) -> bool:
     """Have the kernel move a block into a huge page; whether it did. Other threads go on, whoever touches the block
     waits."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    return libc.madvise(ctypes.c_void_p(block), ctypes.c_size_t(_block_bytes()), _COLLAPSE) == 0
+    return ctypes.CDLL(None).madvise(ctypes.c_void_p(block), ctypes.c_size_t(size), _COLLAPSE) == 0
 
 
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) rw-p \S+ 00:00 0 +(?:\[heap\])?$")
@@ -101,15 +102,13 @@ def _anonymous() -> Iterator[tuple[int, int]]:
             yield int(found[1], 16), int(found[2], 16)
 
 
-def _wanted() -> bool:
-    """Whether this machine has huge pages at all, and nobody has said that there are to be none."""
+def _huge_page() -> int:
+    """Bytes of a huge page; 0 where this machine has none, or somebody has said that there are to be none."""
     if os.environ.get(HUGE_PAGES, "").lower() == "off":
-        return False
+        return 0
     try:
-        return "[never]" not in (_KERNEL / "enabled").read_text() and os.sysconf("SC_PAGE_SIZE") == _PAGE
+        if "[never]" in (_KERNEL / "enabled").read_text() or os.sysconf("SC_PAGE_SIZE") != _PAGE:
+            return 0
+        return int((_KERNEL / "hpage_pmd_size").read_text())
     except OSError:
-        return False
-
-
-def _block_bytes() -> int:
-    return int((_KERNEL / "hpage_pmd_size").read_text())
+        return 0
