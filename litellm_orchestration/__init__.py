@@ -31,6 +31,10 @@ def __getattr__(name: str) -> Any:
 
 
 def _callback() -> Any:
+    from core import memory, process
+
+    if process.is_a_proxys():
+        memory.spare_collections()  # before our imports, for each collection during them would walk LiteLLM's
     from plugins.wiring import wiring
 
     return wiring().callback

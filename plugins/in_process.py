@@ -10,7 +10,7 @@ import httpx
 from core.asgi_transport import StreamingASGITransport
 from core.errors import ConfigError
 from core.local_keys import LocalKeys
-from plugins.wiring import IN_PROCESS
+from core.process import IN_PROCESS
 
 _START_SECONDS = 120.0
 _TIMEOUT = httpx.Timeout(600.0)

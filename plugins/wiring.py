@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from core import memory
+from core import memory, process
 from core.asgi import App
 from core.breakers.redis import SIGNAL as BREAKERS
 from core.cache.redis import SIGNAL as CACHE
@@ -157,7 +157,7 @@ class Wiring:
         except OrchestrationError as error:
             _LOG.critical("%s", error)
             print(f"\nThe proxy cannot start: {error}\n", file=sys.stderr)  # noqa: T201
-            if os.environ.get(IN_PROCESS) is None:
+            if process.is_a_proxys():
                 os.kill(os.getpid(), signal.SIGTERM)
         finally:
             settled.cancel()
@@ -165,7 +165,7 @@ class Wiring:
     async def _settle(self) -> None:
         """What is there for good once a worker is ready is put where it costs least."""
         await self.runtime.ready.wait()
-        if os.environ.get(IN_PROCESS) is None:
+        if process.is_a_proxys():
             memory.spare_collections()
             await asyncio.sleep(_SETTLED_AFTER)
             moved = await memory.use_huge_pages()
@@ -183,9 +183,6 @@ def _deployments() -> list[dict[str, Any]]:
 
 _SETTLED_AFTER = 5.0
 """Seconds after a start until which LiteLLM still imports and caches what its first requests need."""
-
-IN_PROCESS = "LLM_ORCHESTRATION_IN_PROCESS"
-"""Set while the Python API runs the proxy inside the application, whose process is not ours to end."""
 
 _wiring: Wiring | None = None
 

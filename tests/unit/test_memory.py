@@ -1,4 +1,4 @@
-"""Huge pages for what a process has made for good (`core.memory`), with the kernel's own word on where memory is."""
+"""What a process has made for good (`core.memory`), kept from collections and in huge pages, by the kernel's word."""
 
 import asyncio
 import ctypes
@@ -181,6 +181,28 @@ async def _moves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(memory, "collapse", collapse)
     assert await asyncio.wait_for(memory.use_huge_pages(), 10) == 0
+
+
+@pytest.mark.parametrize("in_an_application", [False, True])
+def test_collections_are_spared_before_we_load_and_only_in_a_process_of_ours(in_an_application: bool):
+    printed = _run(f"""
+        import gc, sys
+        from core.process import IN_PROCESS
+        if {in_an_application}:
+            os.environ[IN_PROCESS] = "1"
+
+        class Noting:
+            def find_spec(self, name, path, target=None):
+                if name == "plugins.wiring":
+                    print(gc.get_freeze_count() > 0, gc.get_threshold() == memory.COLLECT_EVERY)
+                    raise SystemExit
+
+        sys.meta_path.insert(0, Noting())
+        import litellm_orchestration
+        litellm_orchestration.callback
+    """)
+    spared = not in_an_application
+    assert printed.split() == [str(spared), str(spared)]
 
 
 def _run(script: str) -> str:
