@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
@@ -16,6 +17,8 @@ from tests.support.postgres import PostgresServer
 from tests.support.provider import FakeProvider
 from tests.support.proxy import ProxyProcess, SharedProxies
 from tests.support.redis import RedisServer
+from tests.support.redis_cluster import RedisCluster
+from tests.support.untested import untested
 
 # LiteLLM fetches its price list while it is imported, and goes on trying in the background where there is no network.
 # Tests that are about that fetch remove this again.
@@ -23,10 +26,8 @@ os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
 
 
 def without_node(reason: NodeMissing) -> NoReturn:
-    """Skip, loudly; on a CI machine, where everything is supposed to be, fail instead."""
-    if os.environ.get("CI"):
-        pytest.fail(f"CI needs Node.js: {reason}")
-    pytest.skip(f"NOT TESTED: {reason}")
+    """`untested` for whatever runs on Node.js."""
+    untested("Node.js", reason)
 
 
 @pytest.fixture
@@ -85,6 +86,15 @@ def redis_server(shared_redis: RedisServer) -> RedisServer:
     shared_redis.start()
     shared_redis.flushall()
     return shared_redis
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RedisCluster]:
+    """A running Redis Cluster of the module's own."""
+    if shutil.which("redis-cli") is None or shutil.which("redis-server") is None:
+        untested("redis-server 7 and redis-cli", "there is no redis-server 7 with redis-cli here")
+    with RedisCluster() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import shutil
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -66,16 +64,6 @@ class TestRedis(BreakerCases):
     @pytest.fixture
     def make(self, instance: Instance) -> Make:
         return instance
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[RedisCluster]:
-    if shutil.which("redis-cli") is None or shutil.which("redis-server") is None:
-        if os.environ.get("CI"):
-            pytest.fail("CI needs redis-server 7 and redis-cli")
-        pytest.skip("NOT TESTED: there is no redis-server 7 with redis-cli here")
-    with RedisCluster() as running:
-        yield running
 
 
 class TestCluster(BreakerCases):

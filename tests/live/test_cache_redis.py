@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import random
-import shutil
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,16 +83,6 @@ class Instances:
             await made.flights.close()
             await made.locks.close()
             await made.redis.close()
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[RedisCluster]:
-    if shutil.which("redis-cli") is None or shutil.which("redis-server") is None:
-        if os.environ.get("CI"):
-            pytest.fail("CI needs redis-server 7 and redis-cli")
-        pytest.skip("NOT TESTED: there is no redis-server 7 with redis-cli here")
-    with RedisCluster() as running:
-        yield running
 
 
 @pytest.fixture

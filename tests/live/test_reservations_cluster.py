@@ -1,8 +1,6 @@
 """Reservations in a Redis Cluster, entered by a node that does not have the keys."""
 
-import os
-import shutil
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 from redis.crc import key_slot
@@ -16,16 +14,6 @@ from tests.support.reservations import Expire
 pytestmark = pytest.mark.live
 
 SLOT = key_slot(b"{orchestration}")
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[RedisCluster]:
-    if shutil.which("redis-cli") is None or shutil.which("redis-server") is None:
-        if os.environ.get("CI"):
-            pytest.fail("CI needs redis-server 7 and redis-cli")
-        pytest.skip("NOT TESTED: there is no redis-server 7 with redis-cli here")
-    with RedisCluster() as running:
-        yield running
 
 
 async def whole(url: str) -> RedisReservations:
